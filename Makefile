@@ -1,0 +1,47 @@
+# vmtoken: what a developer runs. `make demo` and `make test` need only python3 and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test check bench proto constraints clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## the main job on the software element, step by step
+	@$(BIN)/python deploy/dev/demo.py
+
+test: setup  ## everything, with the servers from Debian; installs them as root with apt, else says what is missing
+	@scripts/debian-packages.sh
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## lint, types, import contracts, generated code up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate.py --check
+
+bench: setup  ## ratios against Python's ssl; writes build/bench.json
+	@scripts/debian-packages.sh
+	$(BIN)/python -m benchmarks
+
+proto: setup  ## generate vmtoken/v1 from proto/
+	$(BIN)/python scripts/generate.py
+
+constraints:  ## pin the newest versions of everything
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet '.[dev]'
+	(echo '# The development set, pinned: a fresh clone installs the same tomorrow. Renew with "make constraints".'; \
+	 build/constraints/bin/python -m pip freeze --exclude vmtoken) > constraints.txt
+
+clean:
+	rm -rf build $(VENV)

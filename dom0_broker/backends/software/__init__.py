@@ -1,0 +1,1 @@
+"""A secure element in Python, behind CardConnection."""

@@ -1,0 +1,1 @@
+"""vmtokenctl: the operator's command line in dom0."""

@@ -1,0 +1,1 @@
+"""The agent in a guest: it relays handshakes to the broker and protects the records itself."""

@@ -1,0 +1,1 @@
+"""Applications on a card, written against CardChannel."""

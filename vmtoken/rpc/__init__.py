@@ -1,0 +1,1 @@
+"""gRPC matters that both programs share."""

@@ -1,0 +1,1 @@
+"""Byte streams between machines and processes: the only I/O of the library."""

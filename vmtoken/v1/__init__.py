@@ -1,0 +1,1 @@
+"""Generated from proto/vmtoken/v1 by scripts/generate.py."""
