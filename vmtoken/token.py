@@ -42,7 +42,7 @@ class ServerIdentity:
     """The DNS name or IP address asked for, which the certificate holds."""
 
     spki_sha256: tuple[bytes, ...]
-    """SHA-256 of the SubjectPublicKeyInfo of every certificate of the verified path, leaf first, trust anchor last."""
+    """SHA-256 of each SubjectPublicKeyInfo of the verified path, leaf first, trust anchor last."""
 
     leaf: bytes
     """The server's certificate, DER."""
@@ -70,7 +70,7 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeStart:
-    """What a handshake begins with. Everything in it comes from the broker, not from a guest's clock or wishes."""
+    """What a handshake begins with, as the broker checked it."""
 
     server_name: str
     """DNS name (A-labels) or IP address, to be verified against the server's certificate."""
@@ -175,15 +175,16 @@ class HandshakeToken(Protocol):
 
         Calls `authorize` once the server is verified, before the flight that answers it exists
         outside the token. Raises `HandshakeFailed`, with whatever `authorize` raised as its error
-        if that is a `VmTokenError`. After a result, or a failure, only `start` and `accept_ticket` may follow.
+        if that is a `VmTokenError`. After a result or a failure only `start` and `accept_ticket` follow.
         """
         ...
 
     def accept_ticket(self, session: bytes, message: bytes) -> Resumption | None:
-        """Turn a NewSessionTicket handshake message (TLS 1.3, with its 4-octet header) into a resumable session.
+        """Turn a NewSessionTicket handshake message into a session that can be resumed.
 
-        `session` is the one of `HandshakeResult`. None when the token keeps no tickets or has
-        forgotten the session. A TLS 1.2 ticket comes inside the handshake: `message` is then empty.
+        `session` is the one of `HandshakeResult`; `message` has its 4-octet header (TLS 1.3), and is
+        empty after TLS 1.2, where the ticket came inside the handshake. None when the token keeps
+        no tickets or has forgotten the session.
         Raises `HandshakeFailed` if the message does not parse.
         """
         ...
