@@ -1,0 +1,1 @@
+"""Fakes that behave: one a dependency."""
