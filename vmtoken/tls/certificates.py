@@ -1,0 +1,258 @@
+"""Who the server is: verification of path, name, dates, usage and possession of the key.
+
+The proof grows as a value: `CertificateVerifier.verify` turns a chain into a `CertifiedKey`, whose
+`prove` turns the server's signature into a `VerifiedServer`. Nothing else makes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from datetime import datetime
+from itertools import pairwise
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from vmtoken.tls.codes import ProtocolVersion
+from vmtoken.tls.der import CertificateFields
+from vmtoken.tls.errors import (
+    BadCertificate,
+    CertificateExpired,
+    CertificateUnknown,
+    PeerError,
+    UnknownCa,
+    UnsupportedCertificate,
+)
+from vmtoken.tls.ocsp import verify_staple
+from vmtoken.tls.signatures import PublicKey
+
+MAX_INTERMEDIATES: Final = 8
+"""Certificates between leaf and anchor; public chains have one or two."""
+
+MAX_CERTIFICATES: Final = 16
+"""Certificates that we look at in one message: a path of ours and some that do not belong to it."""
+
+
+class TrustStore:
+    """The trust anchors, parsed once for many handshakes."""
+
+    def __init__(self, anchors: Sequence[bytes]) -> None:
+        """`anchors` are DER certificates; raises `ValueError` if there is none or one does not parse."""
+        if not anchors:
+            raise ValueError("a trust store needs at least one trust anchor")
+        self._store = verification.Store([x509.load_der_x509_certificate(anchor) for anchor in anchors])
+
+    @property
+    def store(self) -> verification.Store:
+        """As path validation wants it."""
+        return self._store
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedServer:
+    """A server that proved who it is: path, name, dates, usage, and possession of the key."""
+
+    server_name: str
+    """The DNS name or IP address that was asked for and that the certificate holds."""
+
+    path: tuple[bytes, ...] = field(repr=False)
+    """The verified path, DER, leaf first, trust anchor last."""
+
+    spki_sha256: tuple[bytes, ...] = field(repr=False)
+    """SHA-256 of the SubjectPublicKeyInfo of each certificate of the path."""
+
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise TypeError("only certificate verification makes a VerifiedServer")
+
+    @property
+    def leaf(self) -> bytes:
+        """The server's certificate, DER."""
+        return self.path[0]
+
+
+_SEAL: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class CertifiedKey:
+    """The key of a server whose certificate is verified; possession is still to be proved."""
+
+    public_key: PublicKey
+    _server_name: str
+    _path: tuple[bytes, ...] = field(repr=False)
+
+    def prove(
+        self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes
+    ) -> VerifiedServer:
+        """Check the server's signature over `content`; raises `InvalidSignature` or `IllegalParameter`."""
+        self.public_key.verify(scheme, version, signature, content)
+        pins = (CertificateFields.of(certificate).subject_public_key_info for certificate in self._path)
+        digests = tuple(hashlib.sha256(pin).digest() for pin in pins)
+        return VerifiedServer(self._server_name, self._path, digests, _SEAL)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateVerifier:
+    """Verifies what one handshake's server presents."""
+
+    server_name: str
+    trust: TrustStore
+    time: datetime
+
+    def verify(self, chain: Sequence[bytes], staples: Sequence[bytes | None] = ()) -> CertifiedKey:
+        """Verify a chain (DER, leaf first) and the OCSP responses stapled to its certificates.
+
+        Raises the `PeerError` whose alert says what is wrong: `BadCertificate`, `CertificateExpired`,
+        `CertificateUnknown`, `UnsupportedCertificate`, `UnknownCa`, `CertificateRevoked`,
+        `BadCertificateStatusResponse`.
+        """
+        certificates = self._parse(chain)
+        path = self._path(certificates)
+        self._verify_staples(certificates, path, staples)
+        encoded = (chain[0], *(certificate.public_bytes(Encoding.DER) for certificate in path[1:]))
+        return CertifiedKey(PublicKey.of(certificates[0]), self.server_name, encoded)
+
+    def _parse(self, chain: Sequence[bytes]) -> list[x509.Certificate]:
+        if not chain:
+            raise BadCertificate(f"{self.server_name} sent no certificate")
+        if len(chain) > MAX_CERTIFICATES:
+            raise BadCertificate(f"{self.server_name} sent {len(chain)} certificates")
+        try:
+            return [x509.load_der_x509_certificate(certificate) for certificate in chain]
+        except ValueError as error:
+            raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
+
+    def _path(self, certificates: list[x509.Certificate]) -> list[x509.Certificate]:
+        subject = subject_of(self.server_name)
+        try:
+            return self._verifier(subject).verify(certificates[0], certificates[1:])
+        except verification.VerificationError as error:
+            raise self._diagnosis(certificates) from error
+        except ValueError as error:  # an extension that does not parse
+            raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
+
+    def _verifier(self, subject: verification.Subject) -> verification.ServerVerifier:
+        return (
+            verification.PolicyBuilder()
+            .store(self.trust.store)
+            .time(self.time)
+            .max_chain_depth(MAX_INTERMEDIATES)
+            .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
+            .build_server_verifier(subject)
+        )
+
+    def _verify_staples(
+        self,
+        certificates: list[x509.Certificate],
+        path: list[x509.Certificate],
+        staples: Sequence[bytes | None],
+    ) -> None:
+        if not any(staples):
+            return
+        issuers = dict(pairwise(path))
+        for certificate, staple in zip(certificates, staples, strict=False):
+            issuer = issuers.get(certificate)
+            if staple is not None and issuer is not None:
+                verify_staple(staple, certificate, issuer, self.time)
+
+    def _diagnosis(self, certificates: list[x509.Certificate]) -> PeerError:
+        """Why the path did not verify, as well as it can be told; the refusal does not depend on it."""
+        leaf = certificates[0]
+        for certificate in certificates:
+            if not certificate.not_valid_before_utc <= self.time <= certificate.not_valid_after_utc:
+                return self._out_of_date(certificate, is_leaf=certificate is leaf)
+        if not _is_for_servers(leaf):
+            return UnsupportedCertificate(f"the certificate of {self.server_name} is not for TLS servers")
+        names = _names(leaf)
+        if not names:
+            return CertificateUnknown(f"the certificate of {self.server_name} holds no subjectAltName")
+        if self._verifies_for_another_name(certificates, names):
+            others = ", ".join(_printable(str(name.value)) for name in names[:4])
+            return CertificateUnknown(f"the certificate of {self.server_name} is for {others}")
+        issuer = _printable(certificates[-1].issuer.rfc4514_string())
+        return UnknownCa(
+            f"no path leads from the certificate of {self.server_name} to a trust anchor; "
+            f"the last certificate that it sent is issued by {issuer}"
+        )
+
+    def _out_of_date(self, certificate: x509.Certificate, *, is_leaf: bool) -> CertificateExpired:
+        whose = "the certificate" if is_leaf else "a CA certificate"
+        if self.time < certificate.not_valid_before_utc:
+            when = f"is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M}"
+        else:
+            when = f"expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M}"
+        return CertificateExpired(f"{whose} of {self.server_name} {when} UTC")
+
+    def _verifies_for_another_name(
+        self, certificates: list[x509.Certificate], names: Sequence[verification.Subject]
+    ) -> bool:
+        try:
+            self._verifier(names[0]).verify(certificates[0], certificates[1:])
+        except (verification.VerificationError, ValueError):
+            return False
+        return True
+
+
+def subject_of(server_name: str) -> verification.Subject:
+    """The name as path validation wants it; raises `ValueError` if it is neither IP address nor DNS name."""
+    address = ip_address(server_name)
+    return x509.DNSName(server_name) if address is None else x509.IPAddress(address)
+
+
+def ip_address(server_name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that a server name is, None for a DNS name."""
+    try:
+        return ipaddress.ip_address(server_name)
+    except ValueError:
+        return None
+
+
+def _may_sign_certificates(
+    policy: verification.Policy, certificate: x509.Certificate, usage: x509.KeyUsage | None
+) -> None:
+    """RFC 5280 section 4.2.1.3: a CA may lack the extension; if it is there it must say keyCertSign."""
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError("the key usage of a CA does not allow it to sign certificates")
+
+
+# The defaults follow the CA/Browser Forum. CAs made by hand lack key identifiers or key usage,
+# which RFC 5280 section 6 does not need for validation.
+_CA_POLICY = (
+    verification.ExtensionPolicy.webpki_defaults_ca()
+    .may_be_present(x509.AuthorityKeyIdentifier, verification.Criticality.NON_CRITICAL, None)
+    .may_be_present(x509.SubjectKeyIdentifier, verification.Criticality.NON_CRITICAL, None)
+    .may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _may_sign_certificates)
+)
+_LEAF_POLICY = verification.ExtensionPolicy.webpki_defaults_ee().may_be_present(
+    x509.AuthorityKeyIdentifier, verification.Criticality.NON_CRITICAL, None
+)
+
+
+def _is_for_servers(leaf: x509.Certificate) -> bool:
+    try:
+        usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, ValueError):
+        return True
+    return ExtendedKeyUsageOID.SERVER_AUTH in usages
+
+
+def _names(leaf: x509.Certificate) -> list[verification.Subject]:
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return [name for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
+
+
+def _printable(untrusted_text: str) -> str:
+    """What a certificate says, fit for a terminal and a log."""
+    return "".join(c if c.isprintable() else "?" for c in untrusted_text[:200])
