@@ -159,9 +159,8 @@ class _Block:
     ) -> None:
         if kind is not None:
             return
-        length = len(self._buffer) - self._start
-        if length >> (8 * self._length_size):
-            raise ValueError(f"a block of {length} octets: its length does not fit into {self._length_size}")
-        self._buffer[self._start - self._length_size : self._start] = length.to_bytes(
-            self._length_size, "big"
-        )
+        size, start = self._length_size, self._start
+        length = len(self._buffer) - start
+        if length >> (8 * size):
+            raise ValueError(f"a block of {length} octets: its length does not fit into {size}")
+        self._buffer[start - size : start] = length.to_bytes(size, "big")

@@ -18,7 +18,7 @@ MIN_RECORD_SIZE_LIMIT = 64
 
 @dataclass(frozen=True, slots=True)
 class KeyBlock:
-    """Everything that the record layer of one session starts from; raises `ValueError` if it does not fit together.
+    """All that the record layer of one session starts from; `ValueError` if it does not fit together.
 
     TLS 1.3: the secrets are the application traffic secrets (RFC 8446 section 7.1).
     TLS 1.2: write key || write IV of each direction (RFC 5246 section 6.3).
@@ -33,7 +33,7 @@ class KeyBlock:
 
     server_sequence: int
     send_limit: int = MAX_PLAINTEXT
-    """Longest plaintext that the server takes in a record, in octets (RFC 8449, without the content type octet)."""
+    """Longest plaintext that the server takes in a record, in octets (RFC 8449, less the content type)."""
 
     receive_limit: int = MAX_PLAINTEXT
     """Longest plaintext that the client takes in a record, in octets."""
@@ -53,7 +53,7 @@ class KeyBlock:
             raise ValueError(f"a record limit is {shortest} to {MAX_PLAINTEXT} octets")
 
     def encode(self) -> bytes:
-        """As a card exports it: version, suite, sequence numbers, limits, then both secrets with their lengths.
+        """As a card exports it: version, suite, sequence numbers, limits, both secrets with their lengths.
 
         The octets are secret: they are for the one reader that starts the record layer.
         """

@@ -88,10 +88,10 @@ def suite_of(code: int) -> Suite | None:
 
 
 _GCM_RECORD_LIMIT = 23_726_566
-"""2^24.5 full-size records keep the chance to tell AES-GCM from a random function below 2^-57 (RFC 8446 section 5.5)."""
+"""2^24.5 full-size records keep an attacker's advantage against AES-GCM below 2^-57 (RFC 8446 section 5.5)."""
 
 _CHACHA_RECORD_LIMIT = 2**62
-"""The sequence number wraps before ChaCha20-Poly1305 wears out (RFC 8446 section 5.5); we stop far from the wrap."""
+"""The sequence number wraps before ChaCha20-Poly1305 wears out (RFC 8446 section 5.5); stop well before."""
 
 
 def _tls13(code: CipherSuite, hash_name: str, aead: Callable[[bytes], Aead], key_length: int) -> Suite:
