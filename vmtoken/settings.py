@@ -36,11 +36,18 @@ def load(path: Path, kind: type[Settings]) -> Settings:
 def parse(text: str, kind: type[Settings], name: str) -> Settings:
     """Read TOML text into `kind`; `name` stands for the file in messages."""
     try:
-        return msgspec.convert(tomllib.loads(text), kind)
+        return msgspec.convert(tomllib.loads(text), kind, dec_hook=_decoded)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{name}: not TOML: {error}.") from error
     except msgspec.ValidationError as error:
         raise SettingsError(f"{name}: {_sentence(str(error), kind)}") from error
+
+
+def _decoded(kind: type, value: object) -> object:
+    """What msgspec does not know itself: paths."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"Expected `{kind.__name__}`")
 
 
 def _sentence(complaint: str, kind: type[msgspec.Struct]) -> str:

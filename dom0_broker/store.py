@@ -1,0 +1,223 @@
+"""What the broker must still know after a crash: VMs, tokens, bindings, sealed PINs.
+
+SQLite in WAL mode with `synchronous=FULL`: a change is on the disk when the method returns, or
+it never happened. Secrets come and go sealed; this file cannot open them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dom0_broker.domains import DomainIdentity
+from vmtoken.errors import AlreadyExists, Conflict, NotFound
+
+_SCHEMA: Final = (
+    """
+    CREATE TABLE vms (
+        uuid TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        certificate_sha256 BLOB UNIQUE
+    ) STRICT;
+    CREATE TABLE tokens (
+        name TEXT PRIMARY KEY,
+        uri TEXT NOT NULL UNIQUE,
+        sealed_user_pin BLOB,
+        sealed_operator_pin BLOB
+    ) STRICT;
+    CREATE TABLE bindings (
+        vm TEXT NOT NULL REFERENCES vms (uuid) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        token TEXT NOT NULL REFERENCES tokens (name),
+        PRIMARY KEY (vm, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE enrolment_ca (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        certificate BLOB NOT NULL,
+        sealed_key BLOB NOT NULL
+    ) STRICT;
+    """,
+)
+"""One script a version; a database of version n has had the first n scripts run."""
+
+_BUSY_TIMEOUT = 5.0
+"""Seconds; only a second broker on the same state directory, or an operator's sqlite3, makes us wait."""
+
+
+class StoreError(Exception):
+    """The database cannot be used; the message is one sentence for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmRecord:
+    """A VM as stored."""
+
+    identity: DomainIdentity
+    certificate_sha256: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token as stored."""
+
+    name: str
+    uri: str
+    sealed_user_pin: bytes | None
+    sealed_operator_pin: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class BindingRecord:
+    """A token as bound to a VM, under a name of the VM's own."""
+
+    vm: uuid.UUID
+    name: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaRecord:
+    """The enrolment CA: its certificate, DER, and its sealed key."""
+
+    certificate: bytes
+    sealed_key: bytes
+
+
+class Store:
+    """The database. Methods block until the disk has it; any thread may call them."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._database = _open(path)
+        except sqlite3.Error as error:
+            raise StoreError(f"The database {path} cannot be used: {error}.") from error
+
+    def close(self) -> None:
+        """Close the database. May be called twice."""
+        with self._lock:
+            self._database.close()
+
+    def vms(self) -> list[VmRecord]:
+        """All VMs, by name."""
+        rows = self._rows("SELECT uuid, name, certificate_sha256 FROM vms ORDER BY name")
+        return [VmRecord(DomainIdentity(uuid.UUID(row[0]), row[1]), row[2]) for row in rows]
+
+    def tokens(self) -> list[TokenRecord]:
+        """All tokens, by name."""
+        columns = "name, uri, sealed_user_pin, sealed_operator_pin"
+        return [TokenRecord(*row) for row in self._rows(f"SELECT {columns} FROM tokens ORDER BY name")]  # noqa: S608
+
+    def bindings(self) -> list[BindingRecord]:
+        """All bindings, by VM and name."""
+        rows = self._rows("SELECT vm, name, token FROM bindings ORDER BY vm, name")
+        return [BindingRecord(uuid.UUID(vm), name, token) for vm, name, token in rows]
+
+    def enrolment_ca(self) -> CaRecord | None:
+        """The enrolment CA, None before the first start with TCP."""
+        rows = self._rows("SELECT certificate, sealed_key FROM enrolment_ca")
+        return CaRecord(*rows[0]) if rows else None
+
+    def add_vm(self, vm: DomainIdentity) -> None:
+        """Raises `AlreadyExists` when name or UUID is taken."""
+        with self._change(taken=f"There is a VM '{vm.name}' or one of UUID {vm.uuid} already.") as database:
+            database.execute("INSERT INTO vms (uuid, name) VALUES (?, ?)", (str(vm.uuid), vm.name))
+
+    def remove_vm(self, vm: uuid.UUID) -> None:
+        """Remove a VM and its bindings. Raises `NotFound`."""
+        with self._change() as database:
+            _one(database.execute("DELETE FROM vms WHERE uuid = ?", (str(vm),)), f"There is no VM {vm}.")
+
+    def enroll_vm(self, vm: uuid.UUID, certificate_sha256: bytes) -> None:
+        """Pin a certificate to a VM; an earlier one is forgotten. Raises `NotFound`."""
+        with self._change() as database:
+            change = "UPDATE vms SET certificate_sha256 = ? WHERE uuid = ?"
+            _one(database.execute(change, (certificate_sha256, str(vm))), f"There is no VM {vm}.")
+
+    def add_token(self, token: TokenRecord) -> None:
+        """Raises `AlreadyExists` when name or URI is taken."""
+        with self._change(taken=f"There is a token '{token.name}' or one at {token.uri}.") as database:
+            values = (token.name, token.uri, token.sealed_user_pin, token.sealed_operator_pin)
+            database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
+
+    def remove_token(self, name: str) -> None:
+        """Raises `NotFound`, and `Conflict` while a VM has it."""
+        with self._change(bound=f"Token '{name}' is bound to a VM; unbind it first.") as database:
+            _one(
+                database.execute("DELETE FROM tokens WHERE name = ?", (name,)), f"There is no token '{name}'."
+            )
+
+    def set_user_pin(self, name: str, sealed_user_pin: bytes) -> None:
+        """Raises `NotFound`."""
+        with self._change() as database:
+            change = "UPDATE tokens SET sealed_user_pin = ? WHERE name = ?"
+            _one(database.execute(change, (sealed_user_pin, name)), f"There is no token '{name}'.")
+
+    def bind(self, binding: BindingRecord) -> None:
+        """Raises `AlreadyExists` when the VM has a token of that name, `NotFound` without VM or token."""
+        taken = f"The VM has a token '{binding.name}' already."
+        with self._change(taken=taken, absent=f"There is no token '{binding.token}'.") as database:
+            values = (str(binding.vm), binding.name, binding.token)
+            database.execute("INSERT INTO bindings VALUES (?, ?, ?)", values)
+
+    def unbind(self, vm: uuid.UUID, name: str) -> None:
+        """Raises `NotFound`."""
+        with self._change() as database:
+            change = database.execute("DELETE FROM bindings WHERE vm = ? AND name = ?", (str(vm), name))
+            _one(change, f"The VM has no token '{name}'.")
+
+    def keep_enrolment_ca(self, ca: CaRecord) -> None:
+        """Raises `AlreadyExists` when there is one: every VM would have to be enrolled again."""
+        with self._change(taken="There is an enrolment CA already.") as database:
+            database.execute("INSERT INTO enrolment_ca VALUES (1, ?, ?)", (ca.certificate, ca.sealed_key))
+
+    def _rows(self, query: str) -> list[Any]:
+        with self._lock:
+            return self._database.execute(query).fetchall()
+
+    @contextmanager
+    def _change(self, *, taken: str = "", bound: str = "", absent: str = "") -> Iterator[sqlite3.Connection]:
+        """A transaction; constraints that fail become our errors."""
+        with self._lock:
+            try:
+                with self._database:
+                    self._database.execute("BEGIN IMMEDIATE")
+                    yield self._database
+            except sqlite3.IntegrityError as error:
+                if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+                    raise (Conflict(bound) if bound else NotFound(absent)) from error
+                raise AlreadyExists(taken) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+            database.execute(f"PRAGMA {pragma}")
+        path.chmod(0o600)
+        _migrate(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if version > len(_SCHEMA):
+        raise StoreError(
+            f"The database is of version {version}, made by a newer broker; this one knows {len(_SCHEMA)}."
+        )
+    for number, script in enumerate(_SCHEMA[version:], start=version + 1):
+        database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+def _one(cursor: sqlite3.Cursor, absent: str) -> None:
+    if cursor.rowcount != 1:
+        raise NotFound(absent)
