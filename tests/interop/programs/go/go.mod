@@ -1,0 +1,3 @@
+module vmtoken.invalid/echo
+
+go 1.24
