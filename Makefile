@@ -15,10 +15,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+INTEROP_STAMP = $(VENV)/.installed-interop
+
+$(INTEROP_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,interop]'
+	@touch $@
+
 demo: setup  ## the main job on the software element, step by step
 	@$(BIN)/python deploy/dev/demo.py
 
-test: setup  ## everything, with the servers from Debian; installs them as root with apt, else says what is missing
+test: $(INTEROP_STAMP)  ## everything, with the servers from Debian; installs them as root with apt, else says what is missing
 	@scripts/debian-packages.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -39,7 +45,7 @@ proto: setup  ## generate vmtoken/v1 from proto/
 constraints:  ## pin the newest versions of everything
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet '.[dev]'
+	build/constraints/bin/python -m pip install --quiet '.[dev,interop]'
 	(echo '# The development set, pinned: a fresh clone installs the same tomorrow. Renew with "make constraints".'; \
 	 build/constraints/bin/python -m pip freeze --exclude vmtoken) > constraints.txt
 

@@ -3,7 +3,7 @@
 # Installs what is missing as root with apt; otherwise says in one line what to install.
 set -eu
 
-packages="openssl gnutls-bin nginx-light freeradius eapoltest"
+packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest"
 
 missing=""
 for package in $packages; do
