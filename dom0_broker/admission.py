@@ -117,15 +117,13 @@ class Quotas:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._open: Counter[uuid.UUID] = Counter()
+        self.idle = asyncio.Event()
+        """Set while no VM has any."""
+        self.idle.set()
 
     def open(self, vm: uuid.UUID) -> int:
         """How many the VM has."""
         return self._open[vm]
-
-    @property
-    def total(self) -> int:
-        """How many all VMs have."""
-        return self._open.total()
 
     @contextmanager
     def one_more(self, vm: uuid.UUID) -> Iterator[None]:
@@ -136,12 +134,15 @@ class Quotas:
                 retry_after=1.0,
             )
         self._open[vm] += 1
+        self.idle.clear()
         try:
             yield
         finally:
             self._open[vm] -= 1
             if not self._open[vm]:
                 del self._open[vm]
+            if not self._open:
+                self.idle.set()
 
 
 def _shutting_down() -> ShuttingDown:

@@ -15,13 +15,16 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dom0_broker.domains import DomainIdentity
 from vmtoken.clock import Clock
+from vmtoken.errors import VmTokenError
 
 GENESIS: Final = "0" * 64
 """What stands for the record before the first."""
@@ -96,8 +99,11 @@ class AuditLog:
         return head
 
     def sync(self) -> None:
-        """Force everything written so far to the disk, and go on in a new file if the log was moved away."""
+        """Force everything written so far to the disk."""
         self._sync_up_to(self._head.sequence)
+
+    def follow(self) -> None:
+        """Go on in a new file if the log was moved away."""
         with self._sync_lock, self._lock:
             self._follow()
 
@@ -200,6 +206,42 @@ class AuditLog:
             os.fdatasync(self._file)
             os.close(self._file)
             self._file = os.open(self._path, _FLAGS | os.O_APPEND, 0o600)
+
+
+class AuditNotes:
+    """Records of what had no effect, such as refusals: kept for a moment, then written by `flush`.
+
+    Refusals of one kind are counted and written as one record, so that a VM that asks in a tight loop
+    fills no disk. `add` and `refuse` are for the event loop, `flush` for another thread.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._notes: list[tuple[str, Fields]] = []
+        self._refusals: Counter[tuple[str, str, str, str]] = Counter()
+
+    def add(self, event: str, fields: Fields) -> None:
+        """Keep a record until the next flush."""
+        at = self._clock.now().isoformat(timespec="microseconds")
+        with self._lock:
+            self._notes.append((event, {**fields, "at": at}))
+
+    def refuse(self, vm: DomainIdentity, token: str, error: VmTokenError) -> None:
+        """Count a handshake that was not begun."""
+        with self._lock:
+            self._refusals[vm.name, str(vm.uuid), token, error.reason] += 1
+
+    def flush(self, log: AuditLog) -> None:
+        """Write what is kept. Raises `AuditError`."""
+        with self._lock:
+            notes, self._notes = self._notes, []
+            refusals, self._refusals = self._refusals, Counter()
+        for event, fields in notes:
+            log.append(event, fields)
+        for (vm, vm_uuid, token, reason), count in refusals.items():
+            fields = {"vm": vm, "vm_uuid": vm_uuid, "token": token or None, "outcome": reason, "count": count}
+            log.append("handshake-refused", fields)
 
 
 def head_path(log: Path) -> Path:

@@ -1,0 +1,488 @@
+"""One handshake of one VM: admitted, run on its token, judged by policy, recorded, over.
+
+The event loop waits, the token's thread works. Whatever the thread decides (policy) or completes (key
+block) is in the audit log before it has an effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from dom0_broker.admission import Quotas
+from dom0_broker.audit import AuditError, AuditLog, AuditNotes
+from dom0_broker.config import Limits
+from dom0_broker.domains import DomainIdentity
+from dom0_broker.inventory import Inventory, Token
+from dom0_broker.policy import Policy, PolicyRequest
+from dom0_broker.sessions import Purpose, Session, Sessions, Summary
+from vmtoken.clock import Clock
+from vmtoken.errors import DeadlineExceeded, InvalidRequest, PolicyDenied, VmTokenError
+from vmtoken.tls.codes import ProtocolVersion
+from vmtoken.token import (
+    Assurance,
+    HandshakeFailed,
+    HandshakeResult,
+    HandshakeStart,
+    HandshakeStep,
+    HandshakeToken,
+    Resumption,
+    ServerIdentity,
+)
+
+MAX_RECORDS: Final = 1 << 16
+"""Octets of records in one step; a flight of a server with a long chain takes a quarter of it."""
+
+MAX_TICKET: Final = 1 << 15
+"""Octets of a NewSessionTicket message; RFC 8446 section 4.6.1 would allow 65535 for the ticket alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """What a guest asks for; nothing in it is checked yet."""
+
+    token: str
+    server_name: str
+    port: int
+    timeout: float
+    alpn: tuple[str, ...] = ()
+    min_version: ProtocolVersion = ProtocolVersion.TLS_1_2
+    max_version: ProtocolVersion = ProtocolVersion.TLS_1_3
+    no_resumption: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a step cost: seconds in the queue and in the token, APDUs."""
+
+    queue: float = 0.0
+    in_token: float = 0.0
+    apdus: int = 0
+    apdu_octets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """Records for the server; none when more of the server's are needed."""
+
+    records: bytes
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The handshake is complete; the key block goes to the stream and nowhere else."""
+
+    records: bytes
+    result: HandshakeResult
+    session_id: bytes
+    token: str
+    assurance: Assurance
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There is no session; the alert, if any, must still reach the server."""
+
+    error: VmTokenError
+    records: bytes
+    cost: Cost
+
+
+Outcome = Flight | Completed | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What handshakes share: everything that the broker decides and remembers with."""
+
+    inventory: Inventory
+    sessions: Sessions
+    audit: AuditLog
+    notes: AuditNotes
+    quotas: Quotas
+    limits: Limits
+    clock: Clock
+    policy: Callable[[], Policy]
+    """The policy in force at this moment."""
+
+
+class Attempt:
+    """One handshake from its start message to its end. Steps come one after another."""
+
+    def __init__(self, desk: Desk, vm: DomainIdentity, request: StartRequest) -> None:
+        self._desk = desk
+        self._request = request
+        self._began = asyncio.get_running_loop().time()
+        self._facts = _Facts(secrets.token_bytes(16), vm, desk.clock.now(), request)
+        self._run: _Run | None = None
+        self._resources = ExitStack()
+        self._end = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._expired: VmTokenError | None = None
+        self.over = False
+
+    async def begin(self) -> Outcome:
+        """Check the request, wait for the token, make the ClientHello."""
+        try:
+            run, start = await self._admitted()
+        except VmTokenError as error:
+            return self._refused(error)
+        except BaseException:
+            self._finish()
+            raise
+        self._run = run
+        return await self._step(run, lambda card: card.start(start, run.authorize))
+
+    async def proceed(self, untrusted_records: bytes) -> Outcome:
+        """Hand the server's records to the token."""
+        run = self._run
+        assert run is not None, "steps follow a start that was admitted"
+        if self._expired is not None:
+            self.over = True
+            return Failed(self._expired, b"", Cost())
+        if len(untrusted_records) > MAX_RECORDS:
+            return self._failed(
+                run, InvalidRequest(f"More than {MAX_RECORDS} octets of records in one step.")
+            )
+        return await self._step(run, lambda card: card.process(untrusted_records))
+
+    def abort(self) -> None:
+        """The guest gives up, or is gone."""
+        if self._run is not None and not self.over and self._expired is None:
+            self._failed(self._run, VmTokenError("The guest gave up."), outcome="aborted")
+        self.over = True
+
+    async def _admitted(self) -> tuple[_Run, HandshakeStart]:
+        """Wait for the token's slot; from then on the handshake holds the token, for so long at most."""
+        desk, vm = self._desk, self._facts.vm
+        request = _checked(self._request)
+        _, token = desk.inventory.bound_token(vm.uuid, request.token)
+        self._facts = replace(self._facts, request=request, token=token.name)
+        self._end = self._began + min(request.timeout, desk.limits.handshake_timeout)
+        self._resources.enter_context(desk.quotas.one_more(vm.uuid))
+        await token.admission.acquire(vm.uuid, self._end)
+        self._resources.callback(token.admission.release)
+        now = asyncio.get_running_loop().time()
+        self._end = min(self._end, now + desk.limits.token_hold)
+        run = _Run(desk, self._facts, token, _purpose(token.name, request), queue=now - self._began)
+        return run, run.start()
+
+    async def _step(self, run: _Run, call: Callable[[HandshakeToken], HandshakeStep]) -> Outcome:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            async with asyncio.timeout_at(self._end):
+                step, cost = await run.token.worker.run(lambda card: run.step(card, call))
+        except TimeoutError:
+            return self._failed(run, self._too_late())
+        except HandshakeFailed as failure:
+            return self._failed(run, failure.error, failure.alert_flight)
+        except VmTokenError as error:
+            return self._failed(run, error)
+        except BaseException:
+            self.abort()
+            raise
+        if step.result is not None:
+            return self._completed(run, step.client_flight, step.result, cost)
+        self._timer = asyncio.get_running_loop().call_at(self._end, self._expire, run)
+        return Flight(step.client_flight, cost)
+
+    def _completed(self, run: _Run, records: bytes, result: HandshakeResult, cost: Cost) -> Completed:
+        run.token.completed += 1
+        run.remember(result)
+        self._note(run, "complete", result)
+        self._finish()
+        assurance = run.assurance
+        assert assurance is not None, "the token was asked before its result counted"
+        return Completed(records, result, self._facts.session_id, run.token.name, assurance, cost)
+
+    def _failed(
+        self, run: _Run, error: VmTokenError, records: bytes = b"", outcome: str | None = None
+    ) -> Failed:
+        """The handshake ends without a session; the token forgets it before anybody else has it."""
+        run.token.failed += 1
+        run.token.worker.post(lambda card: card.abort())
+        run.drop_resumption()
+        outcome = outcome or error.reason
+        if not run.recorded:
+            fields = {"outcome": outcome, "message": error.message[:_LONGEST_MESSAGE]}
+            self._desk.notes.add("handshake-failed", {**self._facts.fields(), **fields})
+        self._note(run, outcome, None)
+        self._finish()
+        return Failed(error, records, run.cost)
+
+    def _refused(self, error: VmTokenError) -> Failed:
+        """It never came to the token."""
+        self._desk.notes.refuse(self._facts.vm, self._facts.token, error)
+        self._note(None, error.reason, None)
+        self._finish()
+        return Failed(error, b"", Cost(queue=asyncio.get_running_loop().time() - self._began))
+
+    def _expire(self, run: _Run) -> None:
+        """Neither the server nor the guest came back in time: the token is for the others."""
+        self._expired = self._too_late()
+        self._failed(run, self._expired)
+        self.over = False  # the guest is told with its next step
+
+    def _too_late(self) -> DeadlineExceeded:
+        asked = min(self._request.timeout, self._desk.limits.handshake_timeout)
+        if self._end < self._began + asked:
+            limit = self._desk.limits.token_hold
+            return DeadlineExceeded(f"The handshake held its token for {limit:g} seconds, the most allowed.")
+        return DeadlineExceeded(f"The handshake was not complete after {asked:g} seconds.")
+
+    def _note(self, run: _Run | None, outcome: str, result: HandshakeResult | None) -> None:
+        total = asyncio.get_running_loop().time() - self._began
+        self._desk.sessions.note(_summary(self._facts, run, outcome, result, total))
+
+    def _finish(self) -> None:
+        self.over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._resources.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What every record about a handshake says."""
+
+    session_id: bytes
+    vm: DomainIdentity
+    started: datetime
+    request: StartRequest
+    token: str = ""
+
+    def fields(self) -> dict[str, str | int | bool | None]:
+        return {
+            "session": self.session_id.hex(),
+            "vm": self.vm.name,
+            "vm_uuid": str(self.vm.uuid),
+            "token": self.token or None,
+            "server_name": self.request.server_name[:_LONGEST_NAME],
+            "port": self.request.port,
+        }
+
+
+class _Run:
+    """The part of a handshake that runs on its token, in the token's thread but for what says otherwise."""
+
+    def __init__(self, desk: Desk, facts: _Facts, token: Token, purpose: Purpose, queue: float) -> None:
+        self.token = token
+        self.rule = ""
+        self.server: ServerIdentity | None = None
+        self.assurance: Assurance | None = None
+        self.cost = Cost(queue=queue)
+        self.total = Cost(queue=queue)
+        self.recorded = False
+        self._desk = desk
+        self._facts = facts
+        self._purpose = purpose
+        self._resumption: Resumption | None = None
+
+    def start(self) -> HandshakeStart:
+        """In the event loop: what the token begins with, a session to resume if policy agrees."""
+        request = self._facts.request
+        if not request.no_resumption:
+            self._resumption = self._allowed_resumption()
+        return HandshakeStart(
+            server_name=request.server_name,
+            time=int(self._facts.started.timestamp()),
+            alpn=request.alpn,
+            min_version=request.min_version,
+            max_version=request.max_version,
+            resumption=self._resumption.handle if self._resumption else None,
+        )
+
+    def step(
+        self, card: HandshakeToken, call: Callable[[HandshakeToken], HandshakeStep]
+    ) -> tuple[HandshakeStep, Cost]:
+        """One step on the token; its end, good or bad, is recorded before anybody hears of it."""
+        self.assurance = card.assurance
+        before = self._desk.clock.monotonic()
+        try:
+            step = call(card)
+            if step.result is not None:
+                self._check(step.result)
+        except HandshakeFailed as failure:
+            self._spend(card, before)
+            self._record_failure(failure.error)
+            raise
+        self._spend(card, before)
+        if step.result is not None:
+            self._record("handshake-complete", _result_fields(step.result, self.total))
+        return step, self.cost
+
+    def authorize(self, server: ServerIdentity) -> None:
+        """May this VM talk to this server, which has proved who it is? Raises `PolicyDenied`."""
+        assert self.assurance is not None, "set by the step that is under way"
+        request = PolicyRequest(self._facts.vm, self.token.name, self.assurance)
+        leaf = hashlib.sha256(server.leaf).hexdigest()
+        try:
+            grant = self._desk.policy().evaluate(request, server)
+        except PolicyDenied as denied:
+            self.rule = denied.metadata["rule"]
+            self._record("handshake-denied", {"rule": self.rule, "leaf_sha256": leaf})
+            self.recorded = True
+            raise
+        self.rule = grant.rule
+        assurance = self.assurance.value
+        self._record("handshake-allowed", {"rule": grant.rule, "leaf_sha256": leaf, "assurance": assurance})
+        self.server = server
+
+    def remember(self, result: HandshakeResult) -> None:
+        """In the event loop: the session may bring tickets later; one of TLS 1.2 is in the token already."""
+        vm = self._facts.vm.uuid
+        self._desk.sessions.begin(vm, self._facts.session_id, Session(self._purpose, result.session))
+        if result.key_block.version is ProtocolVersion.TLS_1_2:
+            loop = asyncio.get_running_loop()
+
+            def take(card: HandshakeToken) -> None:
+                resumption = card.accept_ticket(result.session, b"")
+                if resumption is not None:
+                    loop.call_soon_threadsafe(self._desk.sessions.keep, vm, self._purpose, resumption)
+
+            self.token.worker.post(take)
+
+    def drop_resumption(self) -> None:
+        """In the event loop: do not try the same session again after a failure."""
+        if self._resumption is not None:
+            self._desk.sessions.drop(self._facts.vm.uuid, self._purpose, self._resumption.handle)
+
+    def _allowed_resumption(self) -> Resumption | None:
+        """The newest session that policy would allow today, by the identity kept with its ticket."""
+        description = self.token.worker.description
+        if description is None:
+            return None
+        vm, sessions = self._facts.vm, self._desk.sessions
+        request = PolicyRequest(vm, self.token.name, description.assurance)
+        for resumption in sessions.candidates(vm.uuid, self._purpose):
+            try:
+                self._desk.policy().evaluate(request, resumption.server)
+                return resumption
+            except PolicyDenied:
+                sessions.drop(vm.uuid, self._purpose, resumption.handle)
+        return None
+
+    def _check(self, result: HandshakeResult) -> None:
+        """A token must not complete a handshake with a server that policy has not seen."""
+        if self.server is None or result.server != self.server:
+            raise HandshakeFailed(VmTokenError("The token did not ask before it finished the handshake."))
+
+    def _spend(self, card: HandshakeToken, before: float) -> None:
+        in_token, traffic = self._desk.clock.monotonic() - before, card.traffic
+        queue = self.total.queue if not self.total.in_token else 0.0
+        apdus, octets = traffic.apdus - self.total.apdus, traffic.octets - self.total.apdu_octets
+        self.cost = Cost(queue, in_token, apdus, octets)
+        self.total = Cost(self.total.queue, self.total.in_token + in_token, traffic.apdus, traffic.octets)
+
+    def _record_failure(self, error: VmTokenError) -> None:
+        if not self.recorded:
+            fields = {"outcome": error.reason, "message": error.message[:_LONGEST_MESSAGE]}
+            self._record("handshake-failed", fields)
+            self.recorded = True
+
+    def _record(self, event: str, fields: Mapping[str, str | int | bool | None]) -> None:
+        """Raises when the record cannot be written: what is not recorded does not happen."""
+        try:
+            self._desk.audit.append(event, {**self._facts.fields(), **fields})
+        except AuditError as error:
+            raise HandshakeFailed(VmTokenError("The broker cannot write its audit log.")) from error
+
+
+_LONGEST_MESSAGE: Final = 500
+_LONGEST_NAME: Final = 255
+
+
+def _result_fields(result: HandshakeResult, total: Cost) -> dict[str, str | int | bool | None]:
+    return {
+        "version": result.key_block.version.name,
+        "cipher_suite": result.key_block.cipher_suite.name,
+        "group": result.group,
+        "alpn": result.alpn,
+        "resumed": result.resumed,
+        "client_certificate_sent": result.client_certificate_sent,
+        "queue_microseconds": round(total.queue * 1e6),
+        "token_microseconds": round(total.in_token * 1e6),
+    }
+
+
+def _summary(
+    facts: _Facts, run: _Run | None, outcome: str, result: HandshakeResult | None, total: float
+) -> Summary:
+    summary = Summary(
+        facts.session_id,
+        facts.started,
+        facts.vm.name,
+        facts.vm.uuid,
+        facts.token,
+        facts.request.server_name[:_LONGEST_NAME],
+        facts.request.port,
+        outcome,
+        total=total,
+    )
+    if run is not None:
+        leaf = hashlib.sha256(run.server.leaf).digest() if run.server else b""
+        cost = run.total
+        summary = replace(
+            summary,
+            rule=run.rule,
+            assurance=run.assurance,
+            leaf_sha256=leaf,
+            queue=cost.queue,
+            in_token=cost.in_token,
+        )
+    if result is not None:
+        block = result.key_block
+        summary = replace(
+            summary,
+            version=block.version,
+            cipher_suite=block.cipher_suite.name,
+            group=result.group or "",
+            resumed=result.resumed,
+        )
+    return summary
+
+
+def _purpose(token: str, request: StartRequest) -> Purpose:
+    return Purpose(
+        token, request.server_name, request.port, request.alpn, request.min_version, request.max_version
+    )
+
+
+_LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_DNS_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_MOST_ALPN: Final = 16
+
+
+def _checked(untrusted: StartRequest) -> StartRequest:
+    """The request with a canonical server name. Raises `InvalidRequest`."""
+    if not 0 < untrusted.timeout < float("inf"):
+        raise InvalidRequest("A handshake needs a timeout greater than zero.")
+    if not 0 < untrusted.port < 1 << 16:
+        raise InvalidRequest(f"{untrusted.port} is not a TCP port.")
+    if untrusted.min_version > untrusted.max_version:
+        raise InvalidRequest("The lowest TLS version is above the highest.")
+    if len(untrusted.alpn) > _MOST_ALPN or not all(0 < len(name.encode()) < 256 for name in untrusted.alpn):
+        raise InvalidRequest(f"ALPN takes up to {_MOST_ALPN} names of 1 to 255 octets.")
+    return replace(untrusted, server_name=_server_name(untrusted.server_name))
+
+
+def _server_name(untrusted_name: str) -> str:
+    """A DNS name in A-labels, lower case, without the final dot (RFC 6066 section 3), or an address."""
+    name = untrusted_name.lower().removesuffix(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        if len(name) <= _LONGEST_NAME - 2 and _DNS_NAME.fullmatch(name):
+            return name
+    raise InvalidRequest("The server name is neither a DNS name (A-labels) nor an IP address.")

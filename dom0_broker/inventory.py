@@ -1,0 +1,192 @@
+"""VMs and tokens at run time: who is known, which token is whose, and the thread behind each token."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from dom0_broker.admission import Admission
+from dom0_broker.config import Limits
+from dom0_broker.domains import DomainIdentity, parsed_uuid
+from dom0_broker.store import BindingRecord, Store, TokenRecord, VmRecord
+from dom0_broker.worker import TokenWorker
+from vmtoken.clock import Clock
+from vmtoken.errors import NotFound, NoTokenBound, TokenNotFound, TokenNotReady, VmTokenError
+from vmtoken.token import HandshakeToken, TokenDescription
+
+OpenToken = Callable[[TokenRecord], HandshakeToken]
+"""Opens the card behind a token with its PIN; blocks; called in the token's thread."""
+
+_OPENING = 5.0
+"""Seconds that a list waits for a card that is being opened."""
+
+
+@dataclass(slots=True)
+class Token:
+    """A token at run time."""
+
+    record: TokenRecord
+    worker: TokenWorker
+    admission: Admission
+    completed: int = 0
+    failed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The token's own name."""
+        return self.record.name
+
+    async def state(self) -> TokenState:
+        """What the token is now; opens it if need be, without a handshake slot."""
+        try:
+            async with asyncio.timeout(_OPENING):
+                await self.worker.run(lambda token: None)
+        except TimeoutError:
+            busy = TokenNotReady(f"Token '{self.name}' does not answer just now.")
+            return TokenState(self.worker.description, busy)
+        except VmTokenError as error:
+            return TokenState(self.worker.description, error)
+        description = self.worker.description
+        if description is not None and not description.certificate_chain:
+            missing = f"Token '{self.name}' has no certificate yet; the operator has to install one."
+            return TokenState(description, TokenNotReady(missing))
+        return TokenState(description, None)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """What a token said that it is, and why it is not ready, if so."""
+
+    description: TokenDescription | None
+    problem: VmTokenError | None
+
+
+@dataclass(slots=True)
+class _Vm:
+    record: VmRecord
+    bindings: dict[str, str] = field(default_factory=dict)
+
+
+class Inventory:
+    """The store's content in memory, with a worker a token. Used from the event loop only."""
+
+    def __init__(self, store: Store, open_token: OpenToken, limits: Limits, clock: Clock) -> None:
+        self._open_token = open_token
+        self._limits = limits
+        self._clock = clock
+        self._vms = {record.identity.uuid: _Vm(record) for record in store.vms()}
+        self._tokens: dict[str, Token] = {}
+        for token in store.tokens():
+            self.put_token(token)
+        for binding in store.bindings():
+            self.bind(binding)
+
+    def vms(self) -> list[VmRecord]:
+        """All VMs, by name."""
+        return sorted((vm.record for vm in self._vms.values()), key=lambda record: record.identity.name)
+
+    def vm(self, name_or_uuid: str) -> VmRecord:
+        """Raises `NotFound`."""
+        wanted = parsed_uuid(name_or_uuid)
+        for vm in self._vms.values():
+            if name_or_uuid == vm.record.identity.name or wanted == vm.record.identity.uuid:
+                return vm.record
+        raise NotFound(f"There is no VM '{name_or_uuid}'.")
+
+    def vm_of_certificate(self, certificate_sha256: bytes) -> DomainIdentity | None:
+        """The VM that an enrolment certificate is pinned to."""
+        found = (vm.record for vm in self._vms.values() if vm.record.certificate_sha256 == certificate_sha256)
+        record = next(found, None)
+        return record.identity if record else None
+
+    def tokens(self) -> list[Token]:
+        """All tokens, by name."""
+        return [self._tokens[name] for name in sorted(self._tokens)]
+
+    def token(self, name: str) -> Token:
+        """Raises `NotFound`."""
+        try:
+            return self._tokens[name]
+        except KeyError:
+            raise NotFound(f"There is no token '{name}'.") from None
+
+    def bindings(self, vm: uuid.UUID) -> list[tuple[str, Token]]:
+        """The tokens of a VM with the names that it sees, by name."""
+        bound = self._vms[vm].bindings if vm in self._vms else {}
+        return [(name, self._tokens[bound[name]]) for name in sorted(bound)]
+
+    def bound_token(self, vm: uuid.UUID, untrusted_name: str) -> tuple[str, Token]:
+        """The token that a VM means; no name means its only one. Raises `NoTokenBound`, `TokenNotFound`."""
+        bound = self._vms[vm].bindings if vm in self._vms else {}
+        if not bound:
+            raise NoTokenBound(
+                "No token is bound to this VM; the operator binds one with 'vmtokenctl vm bind'."
+            )
+        if not untrusted_name and len(bound) == 1:
+            untrusted_name = next(iter(bound))
+        if untrusted_name not in bound:
+            known = ", ".join(sorted(bound))
+            what = f"no token '{untrusted_name}'" if untrusted_name else "several tokens: name one"
+            raise TokenNotFound(f"This VM has {what}; it has {known}.")
+        return untrusted_name, self._tokens[bound[untrusted_name]]
+
+    def vms_of(self, token: str) -> list[str]:
+        """Names of the VMs that a token is bound to."""
+        return sorted(vm.record.identity.name for vm in self._vms.values() if token in vm.bindings.values())
+
+    def put_vm(self, record: VmRecord) -> None:
+        """A VM is new or changed."""
+        vm = self._vms.setdefault(record.identity.uuid, _Vm(record))
+        vm.record = record
+
+    def remove_vm(self, vm: uuid.UUID) -> None:
+        """A VM is gone, with its bindings."""
+        self._vms.pop(vm, None)
+
+    def put_token(self, record: TokenRecord) -> Token:
+        """A token is new, or its PIN changed."""
+        token = self._tokens.get(record.name)
+        if token is None:
+            self._tokens[record.name] = token = self._new_token(record)
+        token.record = record
+        return token
+
+    async def remove_token(self, name: str) -> None:
+        """A token is gone; closes its card."""
+        await self._stop([self._tokens[name]])
+        del self._tokens[name]
+
+    def bind(self, binding: BindingRecord) -> None:
+        """A VM may use a token."""
+        self._vms[binding.vm].bindings[binding.name] = binding.token
+
+    def unbind(self, vm: uuid.UUID, name: str) -> None:
+        """A VM may not use a token any more."""
+        self._vms[vm].bindings.pop(name, None)
+
+    def close_admission(self) -> None:
+        """Begin no more handshakes."""
+        for token in self._tokens.values():
+            token.admission.close()
+
+    async def close(self) -> None:
+        """Close all cards."""
+        await self._stop(self._tokens.values())
+
+    async def _stop(self, tokens: Iterable[Token]) -> None:
+        tokens = list(tokens)
+        for token in tokens:
+            token.admission.close()
+        await asyncio.gather(*(token.worker.stop() for token in tokens))
+
+    def _new_token(self, record: TokenRecord) -> Token:
+        def open_token() -> HandshakeToken:
+            return self._open_token(self._tokens[record.name].record)
+
+        worker = TokenWorker(
+            record.name, open_token, card_timeout=self._limits.card_timeout, clock=self._clock
+        )
+        admission = Admission(record.name, capacity=self._limits.queue, clock=self._clock)
+        return Token(record, worker, admission)

@@ -1,0 +1,186 @@
+"""Links: where VMs come in, and the gRPC server of each VM behind the front door.
+
+Every link knows its caller before a byte is read, and leads to the server of that VM: the Unix socket by
+its path, TCP by the enrolment certificate. A further kind of link is one more listener of
+transports whose caller is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+import ssl
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from dom0_broker.broker import Broker
+from dom0_broker.config import BrokerConfig, split_address
+from dom0_broker.domains import DomainIdentity
+from dom0_broker.services.token_service import TokenService
+from vmtoken.rpc.channel import private_server
+from vmtoken.rpc.front_door import FrontDoor, Unwelcome
+from vmtoken.transport import tcp, unix
+from vmtoken.v1 import token_service_pb2, token_service_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+VmOfCertificate = Callable[[bytes], DomainIdentity | None]
+"""The VM that an enrolment certificate, by its SHA-256, is pinned to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """The private gRPC server of one VM."""
+
+    server: grpc.aio.Server
+    health: health.HealthServicer
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _UnixLink:
+    """The socket of one VM."""
+
+    listener: asyncio.Server
+    path: Path
+    door: FrontDoor[DomainIdentity]
+
+    async def close(self) -> None:
+        self.listener.close()
+        self.path.unlink(missing_ok=True)  # a name in a tmpfs
+        await self.door.close()
+
+
+class Links:
+    """All links of all VMs. VMs come and go while it runs."""
+
+    def __init__(self, broker: Broker, config: BrokerConfig) -> None:
+        self._broker = broker
+        self._config = config
+        self._servers: dict[uuid.UUID, asyncio.Task[_Server]] = {}
+        self._unix: dict[uuid.UUID, _UnixLink] = {}
+        self._tcp: asyncio.Server | None = None
+        self._tcp_door: FrontDoor[DomainIdentity] | None = None
+
+    async def open_unix(self, vm: DomainIdentity) -> Path | None:
+        """Open the Unix socket of a VM; None when these links are off. Raises `OSError`."""
+        if not self._config.unix.enabled:
+            return None
+        path = self._config.link_socket(vm.name)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        door = FrontDoor(lambda _: vm, self._server_of)
+        group = self._config.unix.group
+        listener = await unix.listen(path, 0o660 if group else 0o600, door.protocol)
+        if group:
+            shutil.chown(path, group=group)
+        self._unix[vm.uuid] = _UnixLink(listener, path, door)
+        return path
+
+    async def open_tcp(self, context: ssl.SSLContext, vm_of_certificate: VmOfCertificate) -> str:
+        """Listen for mutual TLS; the address as HOST:PORT. Raises `OSError`."""
+
+        def identify(transport: asyncio.BaseTransport) -> DomainIdentity:
+            fingerprint = hashlib.sha256(tcp.peer_certificate(transport)).digest()
+            vm = vm_of_certificate(fingerprint)
+            if vm is None:
+                raise Unwelcome(f"no VM is enrolled with certificate {fingerprint.hex()}")
+            return vm
+
+        self._tcp_door = FrontDoor(identify, self._server_of)
+        host, port = split_address(self._config.tcp.listen)
+        self._tcp = await tcp.listen(host, port, context, self._tcp_door.protocol)
+        return self.tcp_address
+
+    @property
+    def tcp_address(self) -> str:
+        """Where agents reach the broker over TCP; empty when they cannot."""
+        if self._tcp is None or not self._tcp.sockets:
+            return ""
+        host, port = self._tcp.sockets[0].getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def unix_path(self, vm: uuid.UUID) -> Path | None:
+        """The Unix socket of a VM, None when it has none."""
+        return self._unix[vm].path if vm in self._unix else None
+
+    def turn_out(self, vm: DomainIdentity) -> None:
+        """End the VM's TCP links: its certificate is not the one pinned any more."""
+        if self._tcp_door is not None:
+            self._tcp_door.turn_out(vm)
+
+    async def close_vm(self, vm: DomainIdentity) -> None:
+        """End every link of a VM and its server."""
+        self.turn_out(vm)
+        if vm.uuid in self._unix:
+            await self._unix.pop(vm.uuid).close()
+        starting = self._servers.pop(vm.uuid, None)
+        if starting is not None:
+            await self._stop(await starting)
+
+    async def stop_accepting(self) -> None:
+        """Take no more connections, and say NOT_SERVING to those that there are."""
+        for listener in self._listeners():
+            listener.close()
+        for starting in self._servers.values():
+            server = await starting
+            await server.health.enter_graceful_shutdown()
+
+    async def close(self) -> None:
+        """End all links and servers."""
+        servers = [await starting for starting in self._servers.values()]
+        await asyncio.gather(*map(self._stop, servers))
+        self._servers.clear()
+        await asyncio.gather(*(link.close() for link in self._unix.values()))
+        if self._tcp is not None and self._tcp_door is not None:
+            self._tcp.close()
+            await self._tcp_door.close()
+
+    def _listeners(self) -> list[asyncio.Server]:
+        listeners = [link.listener for link in self._unix.values()]
+        return [*listeners, self._tcp] if self._tcp is not None else listeners
+
+    async def _server_of(self, vm: DomainIdentity) -> Path:
+        """The socket of the VM's gRPC server, which is started when the VM first calls."""
+        starting = self._servers.get(vm.uuid)
+        if starting is None:
+            starting = asyncio.ensure_future(self._start(vm))
+            self._servers[vm.uuid] = starting
+        try:
+            return (await asyncio.shield(starting)).path
+        except RuntimeError as error:  # what gRPC raises when it cannot bind
+            self._servers.pop(vm.uuid, None)
+            raise Unwelcome(f"the server of this VM does not start: {error}") from error
+
+    async def _start(self, vm: DomainIdentity) -> _Server:
+        path = self._config.private_dir / f"{vm.uuid.hex}.sock"
+        path.unlink(missing_ok=True)
+        server = private_server(path, vm.name, max_streams=self._config.limits.vm_streams)
+        servicer = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._broker, vm), server)
+        await server.start()
+        serving = health_pb2.HealthCheckResponse.SERVING
+        for name in ("", token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name):
+            await servicer.set(name, serving)
+        return _Server(server, servicer, path)
+
+    async def _stop(self, server: _Server) -> None:
+        await server.server.stop(grace=0.1)
+        server.path.unlink(missing_ok=True)
+
+
+def make_runtime_directories(config: BrokerConfig) -> None:
+    """Make the directories of sockets; only our own user enters the private one."""
+    os.umask(0o022)
+    config.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    config.private_dir.mkdir(mode=0o700, exist_ok=True)
+    config.private_dir.chmod(0o700)
