@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from tests.support.processes import Child
 
 CHUNK = 16_000
-"""Octets sent before the same number is read back: no buffer on the way can fill up, and it fits one record."""
+"""Octets sent before they are read back: no buffer on the way fills up, and it fits one record."""
 
 
 class Stream(Protocol):
@@ -136,7 +136,7 @@ class ReversedLines:
 
 
 class GnutlsEcho:
-    """`gnutls-serv --echo`: commands between double asterisks, an echo of all other lines; what it saw is in its log."""
+    """`gnutls-serv --echo`: commands in asterisks, an echo of other lines; what it saw is in its log."""
 
     def __init__(self, stream: Stream, child: Child) -> None:
         self._reading = Reading(stream)
@@ -165,7 +165,7 @@ class GnutlsEcho:
 
 
 class Http:
-    """nginx: a page that says what it saw, and a place to put and fetch a file. One connection for all of it."""
+    """nginx: a page that says what it saw, and a place to put and fetch a file."""
 
     def __init__(self, stream: Stream, _child: Child) -> None:
         self._reading = Reading(stream)

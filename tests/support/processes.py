@@ -1,4 +1,4 @@
-"""Programs that run beside a test: started, waited for, stopped, and their output shown when the test fails."""
+"""Programs that run beside a test: started, waited for, stopped; their output is shown on failure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Child:
         return self.log_path.read_text(errors="replace")
 
     def wait_for(self, pattern: str, seconds: float = 20, *, start: int = 0) -> re.Match[str]:
-        """Wait until the program has written something that matches, from the character `start` of its log on."""
+        """Wait until its log holds something that matches, from the character `start` on."""
         deadline = time.monotonic() + seconds
         compiled = re.compile(pattern, re.MULTILINE)
         while not (match := compiled.search(self.log, start)):

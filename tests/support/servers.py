@@ -33,7 +33,7 @@ from tests.support.processes import Child, ChildFailed, running
 
 ROOT = Path(__file__).parents[2]
 OWN_PROGRAMS = ROOT / "tests/interop/programs"
-TLS_1_2, TLS_1_3 = "1.2", "1.3"
+TLS_1_2, TLS_1_3 = _VERSIONS = ("1.2", "1.3")
 
 
 class Feature(enum.Enum):
@@ -68,6 +68,10 @@ class ServerOptions:
     arguments: tuple[str, ...] = ()
     """More options as the program spells them."""
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return tuple(version for version in _VERSIONS if self.minimum <= version <= self.maximum)
+
 
 @dataclass(frozen=True)
 class Server:
@@ -88,12 +92,16 @@ class Server:
         return self._conversation(stream, self.child)
 
 
+Start = Callable[[Path, IdentityFiles, ServerOptions], AbstractContextManager[tuple[Child, int]]]
+"""Runs a server and says on which port."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A TLS server as the matrix sees it."""
 
     name: str
-    _start: Callable[[Path, IdentityFiles, ServerOptions], AbstractContextManager[tuple[Child, int]]]
+    _start: Start
     _conversation: Callable[[Stream, Child], Conversation]
     lacks: Mapping[Feature, str] = field(default_factory=dict)
     """What it cannot do, and why."""
@@ -139,10 +147,7 @@ def _openssl_identity(files: IdentityFiles) -> list[str]:
 
 
 def _openssl_versions(options: ServerOptions) -> list[str]:
-    switches = {TLS_1_2: "-no_tls1_2", TLS_1_3: "-no_tls1_3"}
-    return [
-        switch for version, switch in switches.items() if not options.minimum <= version <= options.maximum
-    ]
+    return [f"-no_tls{version.replace('.', '_')}" for version in _VERSIONS if version not in options.versions]
 
 
 _OPENSSL_GROUPS = {"secp256r1": "P-256", "secp384r1": "P-384"}
@@ -171,12 +176,7 @@ def _gnutls(directory: Path, files: IdentityFiles, options: ServerOptions) -> It
 
 
 def _gnutls_priority(options: ServerOptions) -> str:
-    versions = [
-        f"+VERS-TLS{version}"
-        for version in (TLS_1_2, TLS_1_3)
-        if options.minimum <= version <= options.maximum
-    ]
-    words = ["NORMAL", "-VERS-ALL", *versions]
+    words = ["NORMAL", "-VERS-ALL", *(f"+VERS-TLS{version}" for version in options.versions)]
     if options.groups:
         words += ["-GROUP-ALL", *(f"+GROUP-{group.upper()}" for group in options.groups)]
     return ":".join(words)
@@ -197,9 +197,6 @@ def _nginx(directory: Path, files: IdentityFiles, options: ServerOptions) -> Ite
 
 
 def _nginx_configuration(directory: Path, files: IdentityFiles, options: ServerOptions, port: int) -> str:
-    versions = [
-        f"TLSv{version}" for version in (TLS_1_2, TLS_1_3) if options.minimum <= version <= options.maximum
-    ]
     lines = [f"ssl_ecdh_curve {':'.join(options.groups)};" if options.groups else ""]
     if options.ocsp_response is not None:
         lines.append("ssl_stapling on;")
@@ -209,7 +206,7 @@ def _nginx_configuration(directory: Path, files: IdentityFiles, options: ServerO
         directory=directory,
         port=port,
         files=files,
-        versions=" ".join(versions),
+        versions=" ".join(f"TLSv{version}" for version in options.versions),
         tickets="on" if options.tickets else "off",
         more="\n    ".join([*lines, *options.arguments]),
     )
@@ -244,8 +241,9 @@ http {{
     {more}
     location = /seen {{
       default_type application/json;
-      return 200 '{{"version": "$ssl_protocol", "resumed": "$ssl_session_reused", "client": "$ssl_client_s_dn", \
-"alpn": "$ssl_alpn_protocol", "group": "$ssl_curve", "cipher": "$ssl_cipher", "server_name": "$ssl_server_name"}}';
+      return 200 '{{"version": "$ssl_protocol", "resumed": "$ssl_session_reused",
+        "client": "$ssl_client_s_dn", "alpn": "$ssl_alpn_protocol", "group": "$ssl_curve",
+        "cipher": "$ssl_cipher", "server_name": "$ssl_server_name"}}';
     }}
     location /bulk/ {{
       root {directory};
@@ -304,7 +302,7 @@ def _build_go(source: Path, binary: Path) -> None:
 
 
 def _tool(name: str) -> str:
-    """A program of the virtual environment or of the system; without it the test is skipped, in CI it fails."""
+    """A program of the environment or the system; without it the test is skipped, in CI it fails."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found:
         return found
@@ -321,7 +319,7 @@ def _tool(name: str) -> str:
 def _on_a_free_port(
     run: Callable[[int], AbstractContextManager[Child]], ready: str, attempts: int = 3
 ) -> Iterator[tuple[Child, int]]:
-    """For a program that cannot choose a port itself: somebody may take the port before it does, so try again."""
+    """For a program that cannot choose a port itself: somebody may take it before, so try again."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with run(port) as child:

@@ -1,4 +1,4 @@
-"""A TLS echo server on pyOpenSSL, which brings a newer OpenSSL than the system's, with X25519MLKEM768 and ML-DSA.
+"""A TLS echo server on pyOpenSSL, which brings an OpenSSL that has X25519MLKEM768 and ML-DSA.
 
 Options come as one JSON argument, see tests/support/servers.py.
 """
