@@ -1,0 +1,87 @@
+"""BER-TLV data objects, ISO/IEC 7816-4 section 5.2.2 and ITU-T X.690 section 8.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmtoken.codec import DecodeError, Reader
+
+_MAX_TAG_OCTETS = 3
+"""ISO/IEC 7816-4 section 5.2.2.1 allows one, two or three."""
+
+_MAX_LENGTH_OCTETS = 4
+"""ISO/IEC 7816-4 section 5.2.2.2 allows four behind the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class BerTlv:
+    """One data object. The tag is the number that its octets make: 0x6F, 0x7F21."""
+
+    tag: int
+    value: bytes
+
+    def encode(self) -> bytes:
+        """The octets, with the shortest length."""
+        return encode_tlv(self.tag, self.value)
+
+    @classmethod
+    def decode(cls, octets: bytes) -> BerTlv:
+        """Read exactly one data object; raise `DecodeError` for anything else."""
+        objects = cls.decode_all(octets)
+        if len(objects) != 1:
+            raise DecodeError(f"{len(objects)} data objects where one is expected")
+        return objects[0]
+
+    @classmethod
+    def decode_all(cls, octets: bytes) -> tuple[BerTlv, ...]:
+        """Read data objects to the end of the octets; raise `DecodeError` if one is cut off.
+
+        Lengths may be longer than needed, as BER allows, but never indefinite, and there is no
+        padding between objects.
+        """
+        objects = []
+        with Reader(octets) as reader:
+            while reader.remaining:
+                tag = _decode_tag(reader)
+                objects.append(cls(tag, reader.raw(_decode_length(reader))))
+        return tuple(objects)
+
+
+def encode_tlv(tag: int, value: bytes) -> bytes:
+    """A data object with the shortest length."""
+    octets = tag.to_bytes((tag.bit_length() + 7) // 8 or 1, "big")
+    size = len(value)
+    if size < 0x80:
+        return octets + bytes((size,)) + value
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return octets + bytes((0x80 | len(length),)) + length + value
+
+
+def decode_fields(octets: bytes) -> dict[int, bytes]:
+    """The values of data objects by tag; raise `DecodeError` if a tag comes twice."""
+    objects = BerTlv.decode_all(octets)
+    fields = {item.tag: item.value for item in objects}
+    if len(fields) != len(objects):
+        raise DecodeError("a data object comes twice")
+    return fields
+
+
+def _decode_tag(reader: Reader) -> int:
+    first = tag = reader.uint(1)
+    if first & 0x1F != 0x1F:
+        return tag
+    for _ in range(_MAX_TAG_OCTETS - 1):
+        octet = reader.uint(1)
+        tag = tag << 8 | octet
+        if not octet & 0x80:
+            return tag
+    raise DecodeError(f"a tag of more than {_MAX_TAG_OCTETS} octets")
+
+
+def _decode_length(reader: Reader) -> int:
+    first = reader.uint(1)
+    if first < 0x80:
+        return first
+    if not 1 <= first & 0x7F <= _MAX_LENGTH_OCTETS:
+        raise DecodeError(f"a length that begins with {first:02X}")
+    return reader.uint(first & 0x7F)
