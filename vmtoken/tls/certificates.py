@@ -35,9 +35,6 @@ from vmtoken.tls.signatures import PublicKey
 MAX_INTERMEDIATES: Final = 8
 """Certificates between leaf and anchor; public chains have one or two."""
 
-MAX_CERTIFICATES: Final = 16
-"""Certificates that we look at in one message: a path of ours and some that do not belong to it."""
-
 
 class TrustStore:
     """The trust anchors, parsed once for many handshakes."""
@@ -47,11 +44,15 @@ class TrustStore:
         if not anchors:
             raise ValueError("a trust store needs at least one trust anchor")
         self._store = verification.Store([x509.load_der_x509_certificate(anchor) for anchor in anchors])
+        self._anchors = frozenset(anchors)
 
     @property
     def store(self) -> verification.Store:
         """As path validation wants it."""
         return self._store
+
+    def __contains__(self, certificate: bytes) -> bool:
+        return certificate in self._anchors
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,9 @@ class VerifiedServer:
 
     spki_sha256: tuple[bytes, ...] = field(repr=False)
     """SHA-256 of the SubjectPublicKeyInfo of each certificate of the path."""
+
+    valid_until: datetime
+    """When the first certificate of the path expires; a resumed session does not outlive it."""
 
     seal: InitVar[object]
 
@@ -89,15 +93,16 @@ class CertifiedKey:
     public_key: PublicKey
     _server_name: str
     _path: tuple[bytes, ...] = field(repr=False)
+    _valid_until: datetime
 
     def prove(
         self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes
     ) -> VerifiedServer:
-        """Check the server's signature over `content`; raises `InvalidSignature` or `IllegalParameter`."""
+        """Check the server's signature over `content`; raises `DecryptError` or `IllegalParameter`."""
         self.public_key.verify(scheme, version, signature, content)
         pins = (CertificateFields.of(certificate).subject_public_key_info for certificate in self._path)
         digests = tuple(hashlib.sha256(pin).digest() for pin in pins)
-        return VerifiedServer(self._server_name, self._path, digests, _SEAL)
+        return VerifiedServer(self._server_name, self._path, digests, self._valid_until, _SEAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +124,12 @@ class CertificateVerifier:
         path = self._path(certificates)
         self._verify_staples(certificates, path, staples)
         encoded = (chain[0], *(certificate.public_bytes(Encoding.DER) for certificate in path[1:]))
-        return CertifiedKey(PublicKey.of(certificates[0]), self.server_name, encoded)
+        valid_until = min(certificate.not_valid_after_utc for certificate in path)
+        return CertifiedKey(PublicKey.of(certificates[0]), self.server_name, encoded, valid_until)
 
     def _parse(self, chain: Sequence[bytes]) -> list[x509.Certificate]:
         if not chain:
             raise BadCertificate(f"{self.server_name} sent no certificate")
-        if len(chain) > MAX_CERTIFICATES:
-            raise BadCertificate(f"{self.server_name} sent {len(chain)} certificates")
         try:
             return [x509.load_der_x509_certificate(certificate) for certificate in chain]
         except ValueError as error:
