@@ -54,9 +54,11 @@ class Admission:
             async with asyncio.timeout_at(deadline):
                 await turn
         except TimeoutError:
-            raise self._busy_error("was not free before the deadline of this handshake") from None
-        finally:
             self._leave(vm, turn)
+            raise self._busy_error("was not free before the deadline of this handshake") from None
+        except BaseException:
+            self._leave(vm, turn)
+            raise
 
     def release(self) -> None:
         """Give the slot to the next VM in turn."""
@@ -87,20 +89,15 @@ class Admission:
                 return
 
     def _leave(self, vm: uuid.UUID, turn: asyncio.Future[None]) -> None:
-        """A waiter is gone: served, late, or cancelled; a slot that it got too late goes on to the next."""
+        """A waiter is late or cancelled; a slot that it got in the same moment goes on to the next."""
         queue = self._queues.get(vm)
         if queue is not None and turn in queue:
             queue.remove(turn)
             if not queue:
                 del self._queues[vm]
-        elif self._was_lost(turn):
+        elif turn.done() and not turn.cancelled() and turn.exception() is None:
             self._held_since = None
             self._pass_on()
-
-    def _was_lost(self, turn: asyncio.Future[None]) -> bool:
-        task = asyncio.current_task()
-        leaving = task is not None and task.cancelling() > 0
-        return leaving and turn.done() and not turn.cancelled() and turn.exception() is None
 
     def _check_open(self) -> None:
         if self._closed:

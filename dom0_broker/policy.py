@@ -239,7 +239,10 @@ def _server(pattern: str, place: str) -> Callable[[str], bool] | None:
 
 
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?"
-_DNS_PATTERN = re.compile(rf"(?:\*\*?\.)?(?:{_LABEL}\.)*{_LABEL}")
+_TOP_LABEL = rf"(?=[0-9_-]*[a-z]){_LABEL}"
+"""Not all digits, so that a pattern of names never matches an address (RFC 3696 section 2)."""
+
+_DNS_PATTERN = re.compile(rf"(?:\*\*?\.)?(?:{_LABEL}\.)*{_TOP_LABEL}")
 
 
 def _dns_pattern(pattern: str, place: str) -> Callable[[str], bool]:

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dom0_broker.domains import DomainIdentity
+from dom0_broker.store import BindingRecord, CaRecord, Store, StoreError, TokenRecord, VmRecord
+from vmtoken.errors import AlreadyExists, Conflict, NotFound
+
+WEB01 = DomainIdentity(uuid.UUID(int=1), "web01")
+WEB02 = DomainIdentity(uuid.UUID(int=2), "web02")
+TOKEN = TokenRecord("web", "soft:web", b"sealed user pin", None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "broker.sqlite")
+    yield store
+    store.close()
+
+
+def test_everything_is_there_again_after_reopening(tmp_path: Path) -> None:
+    store = Store(tmp_path / "broker.sqlite")
+    store.add_vm(WEB01)
+    store.enroll_vm(WEB01.uuid, b"\x11" * 32)
+    store.add_token(TOKEN)
+    store.set_user_pin("web", b"another sealed pin")
+    store.bind(BindingRecord(WEB01.uuid, "login", "web"))
+    store.keep_enrolment_ca(CaRecord(b"certificate", b"sealed key"))
+    store.close()
+    again = Store(tmp_path / "broker.sqlite")
+    assert again.vms() == [VmRecord(WEB01, b"\x11" * 32)]
+    assert again.tokens() == [TokenRecord("web", "soft:web", b"another sealed pin", None)]
+    assert again.bindings() == [BindingRecord(WEB01.uuid, "login", "web")]
+    assert again.enrolment_ca() == CaRecord(b"certificate", b"sealed key")
+    again.close()
+
+
+def test_names_uuids_and_uris_are_unique(store: Store) -> None:
+    store.add_vm(WEB01)
+    store.add_token(TOKEN)
+    store.bind(BindingRecord(WEB01.uuid, "web", "web"))
+    store.keep_enrolment_ca(CaRecord(b"certificate", b"sealed key"))
+    for again in (
+        lambda: store.add_vm(DomainIdentity(uuid.UUID(int=9), "web01")),
+        lambda: store.add_vm(DomainIdentity(WEB01.uuid, "other")),
+        lambda: store.add_token(TokenRecord("web", "soft:other", None, None)),
+        lambda: store.add_token(TokenRecord("other", "soft:web", None, None)),
+        lambda: store.bind(BindingRecord(WEB01.uuid, "web", "web")),
+        lambda: store.keep_enrolment_ca(CaRecord(b"certificate", b"sealed key")),
+    ):
+        with pytest.raises(AlreadyExists):
+            again()
+
+
+def test_what_is_not_there_cannot_be_changed(store: Store) -> None:
+    for change in (
+        lambda: store.remove_vm(WEB01.uuid),
+        lambda: store.enroll_vm(WEB01.uuid, b"\x11" * 32),
+        lambda: store.remove_token("web"),
+        lambda: store.set_user_pin("web", b"sealed"),
+        lambda: store.unbind(WEB01.uuid, "web"),
+        lambda: store.bind(BindingRecord(WEB01.uuid, "web", "web")),
+    ):
+        with pytest.raises(NotFound):
+            change()
+
+
+def test_vm_takes_its_bindings_with_it_and_a_bound_token_stays(store: Store) -> None:
+    store.add_vm(WEB01)
+    store.add_token(TOKEN)
+    store.bind(BindingRecord(WEB01.uuid, "web", "web"))
+    with pytest.raises(Conflict):
+        store.remove_token("web")
+    store.remove_vm(WEB01.uuid)
+    assert store.bindings() == []
+    store.remove_token("web")
+    assert store.tokens() == []
+
+
+def test_database_is_for_its_owner_only(store: Store, tmp_path: Path) -> None:
+    store.add_vm(WEB01)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_database_of_a_newer_broker_is_left_alone(tmp_path: Path) -> None:
+    Store(tmp_path / "broker.sqlite").close()
+    database = sqlite3.connect(tmp_path / "broker.sqlite")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(StoreError, match="newer broker"):
+        Store(tmp_path / "broker.sqlite")
+
+
+def test_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "broker.sqlite").write_bytes(b"something else " * 100)
+    with pytest.raises(StoreError, match="cannot be used"):
+        Store(tmp_path / "broker.sqlite")
+
+
+_WRITER = """
+    import sys, uuid
+    from pathlib import Path
+    from dom0_broker.domains import DomainIdentity
+    from dom0_broker.store import BindingRecord, Store, TokenRecord
+
+    store = Store(Path(sys.argv[1]))
+    number = len(store.vms())
+    while True:
+        number += 1
+        vm = DomainIdentity(uuid.UUID(int=number), f"vm{number}")
+        store.add_vm(vm)
+        store.add_token(TokenRecord(f"token{number}", f"soft:{number}", b"x" * 2000, None))
+        store.bind(BindingRecord(vm.uuid, "token", f"token{number}"))
+        print(number, flush=True)
+"""
+
+
+def test_killed_in_the_middle_of_writes_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sqlite"
+    acknowledged = 0
+    for _ in range(4):
+        command = [sys.executable, "-c", textwrap.dedent(_WRITER), str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            for _ in range(5):
+                acknowledged = int(writer.stdout.readline())
+            os.kill(writer.pid, signal.SIGKILL)
+            acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
+        store = Store(path)
+        numbers = {record.identity.uuid.int for record in store.vms()}
+        bound = {binding.vm.int for binding in store.bindings()}
+        assert set(range(1, acknowledged + 1)) <= bound <= numbers
+        assert len(numbers) <= acknowledged + 1
+        store.close()
+        check = sqlite3.connect(path)
+        assert check.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        check.close()
+        # what the killed writer had begun is taken up by the next one
+        _complete(path, numbers - bound)
+
+
+def _complete(path: Path, unbound: set[int]) -> None:
+    store = Store(path)
+    tokens = {token.name for token in store.tokens()}
+    for number in unbound:
+        if f"token{number}" not in tokens:
+            store.add_token(TokenRecord(f"token{number}", f"soft:{number}", None, None))
+        store.bind(BindingRecord(uuid.UUID(int=number), "token", f"token{number}"))
+    store.close()
