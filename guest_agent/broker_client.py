@@ -82,6 +82,10 @@ class StepCost:
     apdu_octets: int = 0
 
 
+FREE = StepCost()
+"""What a step costs that the broker has no part in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flight:
     """Records for the server; empty when the token needs more of the server's records."""
@@ -174,7 +178,7 @@ class BrokerClient:
             self.give_stream(stream)
         return answer.ticket.accepted
 
-    async def warm_up(self) -> None:
+    def warm_up(self) -> None:
         """Open the streams that are kept ahead of use; does not wait for the broker."""
         self._refill()
 

@@ -119,6 +119,26 @@ class RecordSocket(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.close()
 
+    def end_write(self, linger: float) -> None:
+        """Send what is to be sent and our FIN; abort after `linger` seconds unless closed before.
+
+        Closing with octets unread makes the kernel reset the connection, and a reset can take the
+        alert or the data away that the server has not read yet.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write_eof()
+        self._resume()
+        timer = self._loop.call_later(linger, self.abort)
+        self.closed.add_done_callback(lambda _: timer.cancel())
+
+    def close_gently(self, linger: float) -> None:
+        """As `end_write`, and close as soon as the server has ended too; what it still sends is discarded."""
+        self._receiver, self._on_end, self._held = _discard, self.close, bytearray()
+        self.end_write(linger)
+        if self.ended:
+            self.close()
+
     def abort(self) -> None:
         """Close now."""
         if self._transport is not None:
@@ -222,12 +242,18 @@ async def open_record_socket(host: str, port: int) -> RecordSocket:
     return connection
 
 
+def _discard(octets: memoryview) -> None:
+    """What comes after our last word is of no use."""
+
+
 def _whole_records(held: bytearray) -> int:
     """Length of the whole records at the start of `held`, at most `MAX_RECORDS`."""
     end = 0
     while len(held) - end >= _HEADER:
         if held[end] not in _CONTENT_TYPES or held[end + 1] != 3:
-            raise NotTls(f"The server does not speak TLS; it sent '{_printable(held[end : end + 24])}'.")
+            raise NotTls(
+                f"The server does not speak TLS; it sent '{_printable(bytes(held[end : end + 24]))}'."
+            )
         length = int.from_bytes(held[end + 3 : end + 5], "big")
         if length > _MAX_CIPHERTEXT:
             raise NotTls(f"The server sent a record of {length} octets, more than TLS allows.")
