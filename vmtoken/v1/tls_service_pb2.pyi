@@ -5,23 +5,19 @@ Agent to the applications of its VM. Who is calling is the Unix user at the othe
 socket; a session belongs to the user that opened it.
 """
 
-import builtins as _builtins
-import sys
-import typing as _typing
 from collections import abc as _abc
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-
 from vmtoken.v1 import token_pb2 as _token_pb2
+import builtins as _builtins
+import sys
+import typing as _typing
 
 if sys.version_info >= (3, 11):
-    from typing import Never as _Never
-    from typing import TypeAlias as _TypeAlias
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing import Never as _Never
-    from typing import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -34,13 +30,13 @@ class ListAgentTokensRequest(_message.Message):
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListAgentTokensRequest: _TypeAlias = ListAgentTokensRequest
+Global___ListAgentTokensRequest: _TypeAlias = ListAgentTokensRequest  # noqa: Y015
 
 @_typing.final
 class ListAgentTokensResponse(_message.Message):
@@ -58,13 +54,13 @@ class ListAgentTokensResponse(_message.Message):
         *,
         tokens: _abc.Iterable[_token_pb2.TokenDescriptor] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ListAgentTokensResponse: _TypeAlias = ListAgentTokensResponse
+Global___ListAgentTokensResponse: _TypeAlias = ListAgentTokensResponse  # noqa: Y015
 
 @_typing.final
 class ConnectRequest(_message.Message):
@@ -114,32 +110,13 @@ class ConnectRequest(_message.Message):
         no_resumption: _builtins.bool = ...,
         trace: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "alpn",
-        b"alpn",
-        "host",
-        b"host",
-        "max_version",
-        b"max_version",
-        "min_version",
-        b"min_version",
-        "no_resumption",
-        b"no_resumption",
-        "port",
-        b"port",
-        "server_name",
-        b"server_name",
-        "token",
-        b"token",
-        "trace",
-        b"trace",
-    ]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpn", b"alpn", "host", b"host", "max_version", b"max_version", "min_version", b"min_version", "no_resumption", b"no_resumption", "port", b"port", "server_name", b"server_name", "token", b"token", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ConnectRequest: _TypeAlias = ConnectRequest
+Global___ConnectRequest: _TypeAlias = ConnectRequest  # noqa: Y015
 
 @_typing.final
 class ConnectResponse(_message.Message):
@@ -157,13 +134,13 @@ class ConnectResponse(_message.Message):
         *,
         session: Global___SessionInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ConnectResponse: _TypeAlias = ConnectResponse
+Global___ConnectResponse: _TypeAlias = ConnectResponse  # noqa: Y015
 
 @_typing.final
 class SessionInfo(_message.Message):
@@ -229,40 +206,13 @@ class SessionInfo(_message.Message):
         timeline: _abc.Iterable[Global___TimelineStep] | None = ...,
         broker_session_id: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "alpn",
-        b"alpn",
-        "assurance",
-        b"assurance",
-        "broker_session_id",
-        b"broker_session_id",
-        "cipher_suite",
-        b"cipher_suite",
-        "client_certificate_sent",
-        b"client_certificate_sent",
-        "group",
-        b"group",
-        "peer",
-        b"peer",
-        "resumed",
-        b"resumed",
-        "server_certificate",
-        b"server_certificate",
-        "session_id",
-        b"session_id",
-        "timeline",
-        b"timeline",
-        "token",
-        b"token",
-        "version",
-        b"version",
-    ]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpn", b"alpn", "assurance", b"assurance", "broker_session_id", b"broker_session_id", "cipher_suite", b"cipher_suite", "client_certificate_sent", b"client_certificate_sent", "group", b"group", "peer", b"peer", "resumed", b"resumed", "server_certificate", b"server_certificate", "session_id", b"session_id", "timeline", b"timeline", "token", b"token", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SessionInfo: _TypeAlias = SessionInfo
+Global___SessionInfo: _TypeAlias = SessionInfo  # noqa: Y015
 
 @_typing.final
 class TimelineStep(_message.Message):
@@ -314,34 +264,13 @@ class TimelineStep(_message.Message):
         sent_records: _builtins.bytes = ...,
         received_records: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "apdu_octets",
-        b"apdu_octets",
-        "apdus",
-        b"apdus",
-        "at_microseconds",
-        b"at_microseconds",
-        "name",
-        b"name",
-        "queue_microseconds",
-        b"queue_microseconds",
-        "received",
-        b"received",
-        "received_records",
-        b"received_records",
-        "sent",
-        b"sent",
-        "sent_records",
-        b"sent_records",
-        "token_microseconds",
-        b"token_microseconds",
-    ]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apdu_octets", b"apdu_octets", "apdus", b"apdus", "at_microseconds", b"at_microseconds", "name", b"name", "queue_microseconds", b"queue_microseconds", "received", b"received", "received_records", b"received_records", "sent", b"sent", "sent_records", b"sent_records", "token_microseconds", b"token_microseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TimelineStep: _TypeAlias = TimelineStep
+Global___TimelineStep: _TypeAlias = TimelineStep  # noqa: Y015
 
 @_typing.final
 class ReadRequest(_message.Message):
@@ -361,13 +290,13 @@ class ReadRequest(_message.Message):
         session_id: _builtins.str = ...,
         max_octets: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_octets", b"max_octets", "session_id", b"session_id"]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_octets", b"max_octets", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReadRequest: _TypeAlias = ReadRequest
+Global___ReadRequest: _TypeAlias = ReadRequest  # noqa: Y015
 
 @_typing.final
 class ReadResponse(_message.Message):
@@ -389,13 +318,13 @@ class ReadResponse(_message.Message):
         data: _builtins.bytes = ...,
         end: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end"]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReadResponse: _TypeAlias = ReadResponse
+Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
 
 @_typing.final
 class WriteRequest(_message.Message):
@@ -415,13 +344,13 @@ class WriteRequest(_message.Message):
         session_id: _builtins.str = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "session_id", b"session_id"]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WriteRequest: _TypeAlias = WriteRequest
+Global___WriteRequest: _TypeAlias = WriteRequest  # noqa: Y015
 
 @_typing.final
 class WriteResponse(_message.Message):
@@ -432,13 +361,13 @@ class WriteResponse(_message.Message):
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___WriteResponse: _TypeAlias = WriteResponse
+Global___WriteResponse: _TypeAlias = WriteResponse  # noqa: Y015
 
 @_typing.final
 class CloseRequest(_message.Message):
@@ -464,15 +393,13 @@ class CloseRequest(_message.Message):
         half: _builtins.bool = ...,
         await_ticket: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "await_ticket", b"await_ticket", "half", b"half", "session_id", b"session_id"
-    ]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["await_ticket", b"await_ticket", "half", b"half", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CloseRequest: _TypeAlias = CloseRequest
+Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
 
 @_typing.final
 class CloseResponse(_message.Message):
@@ -483,13 +410,13 @@ class CloseResponse(_message.Message):
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CloseResponse: _TypeAlias = CloseResponse
+Global___CloseResponse: _TypeAlias = CloseResponse  # noqa: Y015
 
 @_typing.final
 class TunnelRequest(_message.Message):
@@ -515,19 +442,15 @@ class TunnelRequest(_message.Message):
         session_id: _builtins.str = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "connect", b"connect", "data", b"data", "session_id", b"session_id", "step", b"step"
-    ]
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "data", b"data", "session_id", b"session_id", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "connect", b"connect", "data", b"data", "session_id", b"session_id", "step", b"step"
-    ]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connect", b"connect", "data", b"data", "session_id", b"session_id", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["connect", "session_id", "data"]
-    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["connect", "session_id", "data"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
-Global___TunnelRequest: _TypeAlias = TunnelRequest
+Global___TunnelRequest: _TypeAlias = TunnelRequest  # noqa: Y015
 
 @_typing.final
 class TunnelResponse(_message.Message):
@@ -555,19 +478,15 @@ class TunnelResponse(_message.Message):
         data: _builtins.bytes = ...,
         end: Global___ServerEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "data", b"data", "end", b"end", "session", b"session", "step", b"step"
-    ]
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "session", b"session", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "data", b"data", "end", b"end", "session", b"session", "step", b"step"
-    ]
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "session", b"session", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["session", "data", "end"]
-    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["session", "data", "end"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 
-Global___TunnelResponse: _TypeAlias = TunnelResponse
+Global___TunnelResponse: _TypeAlias = TunnelResponse  # noqa: Y015
 
 @_typing.final
 class ServerEnd(_message.Message):
@@ -578,10 +497,10 @@ class ServerEnd(_message.Message):
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ServerEnd: _TypeAlias = ServerEnd
+Global___ServerEnd: _TypeAlias = ServerEnd  # noqa: Y015
