@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -165,6 +166,7 @@ def _gnutls(directory: Path, files: IdentityFiles, options: ServerOptions) -> It
         command += ["--recordsize", str(options.record_size)]
     if options.ocsp_response is not None:
         command += ["--ocsp-response", str(_ocsp_file(directory, options.ocsp_response))]
+        command += ["--ignore-ocsp-response-errors"]  # it thinks that responses with SHA-256 ids do not match
     environment = {"SSLKEYLOGFILE": str(_keylog_path(directory))} if options.keylog else {}
     command += options.arguments
 
@@ -412,3 +414,6 @@ PROGRAMS = {
         ),
     )
 }
+
+OPENSSL_AT_THE_KEYBOARD = Program("openssl", functools.partial(_openssl, mode=()), ReversedLines)
+"""What is typed goes to the client, but a `k`, `K`, `r` or `R` alone is a command (openssl-s_server(1))."""
