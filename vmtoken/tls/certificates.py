@@ -199,8 +199,11 @@ class CertificateVerifier:
     def _verifies_for_another_name(
         self, certificates: list[x509.Certificate], names: Sequence[verification.Subject]
     ) -> bool:
+        name = names[0]
+        if isinstance(name, x509.DNSName):
+            name = x509.DNSName(name.value.replace("*", "any"))
         try:
-            self._verifier(names[0]).verify(certificates[0], certificates[1:])
+            self._verifier(name).verify(certificates[0], certificates[1:])
         except (verification.VerificationError, ValueError):
             return False
         return True

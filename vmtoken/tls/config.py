@@ -79,7 +79,7 @@ class Credential:
         object.__setattr__(self, "issuers", names)
 
     def is_issued_by_one_of(self, names: Sequence[bytes]) -> bool:
-        """Whether a CA of the chain is among `names` (DER); no names means any CA (RFC 5246 section 7.4.4)."""
+        """Whether a CA of the chain is among `names` (DER); no names means any CA."""
         return not names or not self.issuers.isdisjoint(names)
 
 
@@ -110,7 +110,7 @@ class ClientConfig:
     cipher_suites: tuple[CipherSuite, ...] = DEFAULT_CIPHER_SUITES
     groups: tuple[NamedGroup, ...] = DEFAULT_GROUPS
     key_shares: tuple[NamedGroup, ...] | None = None
-    """Groups to send shares for at once; none leads to a HelloRetryRequest. None: the default ones of `groups`."""
+    """Groups to send shares for at once; an empty tuple leads to a HelloRetryRequest, None is the default."""
 
     session: ResumableSession | None = None
     """Offered if it still holds; if the server does not take it, the handshake is a full one."""
