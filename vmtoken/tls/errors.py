@@ -30,6 +30,12 @@ class ConnectionClosed(LocalError):
     """Data was given to a connection whose sending half has ended."""
 
 
+class CredentialUnusable(LocalError):
+    """The server asks for what our credential cannot do, or not for it at all where it must."""
+
+    alert = AlertDescription.HANDSHAKE_FAILURE
+
+
 class SequenceExhausted(LocalError):
     """The key of one direction has protected as many records as its suite allows (RFC 8446 section 5.5)."""
 

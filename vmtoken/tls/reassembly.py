@@ -1,47 +1,46 @@
-"""Handshake messages out of the fragments that records carry (RFC 8446 section 5.1)."""
+"""Handshake messages out of record fragments (RFC 8446 section 5.1)."""
 
 from __future__ import annotations
 
-from typing import Final
-
-from vmtoken.tls.errors import MalformedMessage, TooManyRecords
-
-HEADER_LENGTH: Final = 4
-"""Octets of type and length in front of a handshake message (RFC 8446 section 4)."""
-
-MAX_MESSAGE: Final = 1 << 16
-"""Octets of the longest message taken: a chain of ten large certificates takes a third of it."""
+from vmtoken.tls.codes import HandshakeType, name_of
+from vmtoken.tls.errors import IllegalParameter, UnexpectedMessage
+from vmtoken.tls.messages import HEADER_LENGTH, max_body_length
 
 
 class HandshakeReassembler:
-    """Collects fragments until messages are whole; one message may span records, one record hold many."""
+    """Takes the content of handshake records and gives whole messages, with their headers."""
+
+    __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self._held = bytearray()
 
     @property
     def is_empty(self) -> bool:
-        """True between messages: keys may change only here (RFC 8446 section 5.1)."""
-        return not self._buffer
+        """True on a message boundary: nothing is held. Keys may change only then (RFC 8446 section 5.1)."""
+        return not self._held
 
-    def feed(self, fragment: bytes) -> None:
-        """Append the content of a handshake record. Raises `TooManyRecords` for an empty one."""
+    def add(self, fragment: bytes | memoryview) -> None:
+        """Take the content of one record; raises `UnexpectedMessage` if it is empty (section 5.1)."""
         if not fragment:
-            raise TooManyRecords("an empty handshake record came")
-        self._buffer += fragment
+            raise UnexpectedMessage("an empty handshake record")
+        self._held += fragment
 
     def next_message(self) -> bytes | None:
-        """The next whole message with its header, None until it has come.
+        """The next whole message, None until more has come; raises `IllegalParameter` if it is too long.
 
-        Raises `MalformedMessage` as soon as the header promises more than `MAX_MESSAGE`.
+        The header alone is enough to refuse, so no more than one message and one record is ever held.
         """
-        if len(self._buffer) < HEADER_LENGTH:
+        if len(self._held) < HEADER_LENGTH:
             return None
-        length = int.from_bytes(self._buffer[1:HEADER_LENGTH], "big")
-        if length > MAX_MESSAGE:
-            raise MalformedMessage(f"a handshake message of {length} octets, the longest has {MAX_MESSAGE}")
+        length = int.from_bytes(self._held[1:HEADER_LENGTH], "big")
+        limit = max_body_length(self._held[0])
+        if length > limit:
+            name = name_of(HandshakeType, self._held[0])
+            raise IllegalParameter(f"{name} has {length} octets, more than the {limit} that we take")
         end = HEADER_LENGTH + length
-        if len(self._buffer) < end:
+        if len(self._held) < end:
             return None
-        message, self._buffer = self._buffer[:end], self._buffer[end:]
+        message = bytes(self._held[:end])
+        del self._held[:end]
         return message

@@ -1,13 +1,11 @@
-"""The record layer: framing of a byte stream, and the protection of one direction.
-
-RFC 8446 section 5, RFC 5246 section 6. Framing and protection know nothing of messages, and
-protection knows nothing of streams.
-"""
+"""Records: framing, and protection of one direction under one key (RFC 8446, RFC 5246)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import Struct
+from typing import Protocol, Self
 
 from cryptography.exceptions import InvalidTag
 
@@ -17,240 +15,380 @@ from vmtoken.tls.errors import (
     MalformedMessage,
     RecordOverflow,
     SequenceExhausted,
+    TooManyRecords,
     UnexpectedMessage,
 )
 from vmtoken.tls.key_block import MAX_PLAINTEXT
 from vmtoken.tls.key_schedule import traffic_keys
 from vmtoken.tls.suites import NONCE_LENGTH, TAG_LENGTH, Suite
 
-HEADER_LENGTH: Final = 5
-"""Octets of content type, version and length (RFC 8446 section 5.1)."""
+HEADER_LENGTH = 5
+"""Octets of a record before its fragment: content type, version, length."""
 
-MAX_FRAGMENT: Final = MAX_PLAINTEXT + 256
-"""Octets of the longest fragment of TLS 1.3 (RFC 8446 section 5.2); AEADs of TLS 1.2 add less than that."""
+MAX_CIPHERTEXT = MAX_PLAINTEXT + 256
+"""Octets of the longest fragment (RFC 8446 section 5.2). Our AEADs in TLS 1.2 add at most 24."""
 
-_CONTENT_TYPES: Final = frozenset(
-    {ContentType.CHANGE_CIPHER_SPEC, ContentType.ALERT, ContentType.HANDSHAKE, ContentType.APPLICATION_DATA}
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record as it came, or one that is in clear."""
-
-    content_type: int
-    fragment: bytes = field(repr=False)
+CHANGE_CIPHER_SPEC_RECORD = b"\x14\x03\x03\x00\x01\x01"
+"""The only change_cipher_spec there is."""
 
 
 class RecordReader:
-    """Cuts a byte stream into records; holds at most one incomplete record and what came with it."""
+    """Cuts a byte stream into records. Only what a record lacks to be whole is ever held."""
+
+    __slots__ = ("_held",)
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._position = 0
-
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Append what came."""
-        if self._position:
-            del self._buffer[: self._position]
-            self._position = 0
-        self._buffer += data
+        self._held = bytearray()
 
     @property
     def is_empty(self) -> bool:
-        """True between records."""
-        return self._position == len(self._buffer)
+        """True on a record boundary."""
+        return not self._held
 
-    def next_record(self) -> Record | None:
-        """The next whole record, None until it has come.
+    def receive(self, data: bytes | memoryview) -> None:
+        """Take octets, for `next_record`."""
+        self._held += data
 
-        Raises `UnexpectedMessage`, `MalformedMessage` or `RecordOverflow` as soon as its header is there.
+    def next_record(self) -> bytes | None:
+        """The next whole record, with its header; None until more has come.
+
+        Raises `UnexpectedMessage` for octets that are no TLS record, `RecordOverflow`.
         """
-        start, buffer = self._position, self._buffer
-        if len(buffer) - start < HEADER_LENGTH:
+        length = _record_length(self._held, 0, len(self._held))
+        if not length:
             return None
-        length = checked_length(buffer, start)
-        end = start + HEADER_LENGTH + length
-        if len(buffer) < end:
-            return None
-        self._position = end
-        return Record(buffer[start], bytes(buffer[start + HEADER_LENGTH : end]))
+        record = bytes(self._held[:length])
+        del self._held[:length]
+        return record
+
+    def records(self, data: bytes | memoryview) -> Iterator[memoryview]:
+        """The whole records of what is held and `data`, without copying more than a record that was cut.
+
+        A view is good until the next one is asked for. What is left over is held. Raises as `next_record`.
+        """
+        view = memoryview(data)
+        start = 0
+        if self._held:
+            start = self._top_up(view)
+            if not _record_length(self._held, 0, len(self._held)):
+                return
+            held, self._held = self._held, bytearray()
+            yield memoryview(held)
+        end = len(view)
+        while length := _record_length(view, start, end):
+            yield view[start : start + length]
+            start += length
+        self._held += view[start:]
+
+    def _top_up(self, view: memoryview) -> int:
+        """Add to the held record what it lacks, header first; how much of `view` that took."""
+        taken = max(0, min(HEADER_LENGTH - len(self._held), len(view)))
+        self._held += view[:taken]
+        if len(self._held) < HEADER_LENGTH:
+            return taken
+        lacking = _fragment_length(self._held, 0) + HEADER_LENGTH - len(self._held)
+        self._held += view[taken : taken + lacking]
+        return taken + lacking
 
 
-def checked_length(buffer: bytes | bytearray | memoryview, start: int) -> int:
-    """Length of the fragment behind the header at `start`.
+class RecordProtection(Protocol):
+    """One direction of a connection, under one key."""
 
-    Raises `UnexpectedMessage`, `MalformedMessage` or `RecordOverflow`; `legacy_record_version` is not
-    looked at but for its first octet (RFC 8446 section 5.1).
-    """
-    content_type = buffer[start]
-    if content_type not in _CONTENT_TYPES:
-        raise UnexpectedMessage(f"a record of type {content_type}")
-    if buffer[start + 1] != 3:
-        raise MalformedMessage("what came is not a TLS record")
-    length = buffer[start + 3] << 8 | buffer[start + 4]
-    if length > MAX_FRAGMENT:
-        raise RecordOverflow(f"a record of {length} octets came, the longest has {MAX_FRAGMENT}")
-    return length
-
-
-def plain_record(content_type: ContentType, fragment: bytes, version: int = ProtocolVersion.TLS_1_2) -> bytes:
-    """A record in clear; `version` is `legacy_record_version`."""
-    return bytes([content_type]) + version.to_bytes(2, "big") + len(fragment).to_bytes(2, "big") + fragment
-
-
-class RecordProtection:
-    """The AEAD of one direction: one key, one sequence number that never goes back.
-
-    Used either for protecting or for opening. Raises `SequenceExhausted` instead of using the key for more
-    records than its suite allows (RFC 8446 section 5.5).
-    """
-
-    __slots__ = ("_aead", "_is_tls13", "_iv", "_sequence", "suite")
-
-    def __init__(self, suite: Suite, key: bytes, iv: bytes, sequence: int = 0) -> None:
-        """`iv` has the fixed part of the nonce: 4 octets for GCM in TLS 1.2, otherwise 12."""
-        self.suite = suite
-        self._aead = suite.aead(key)
-        self._iv = int.from_bytes(iv.ljust(NONCE_LENGTH, b"\0"), "big")
-        self._is_tls13 = suite.version == ProtocolVersion.TLS_1_3
-        self._sequence = sequence
-
-    @classmethod
-    def tls13(cls, suite: Suite, traffic_secret: bytes, sequence: int = 0) -> RecordProtection:
-        """From a traffic secret (RFC 8446 section 7.3)."""
-        return cls(suite, *traffic_keys(suite, traffic_secret), sequence)
-
-    @classmethod
-    def tls12(cls, suite: Suite, write_key_and_iv: bytes, sequence: int = 0) -> RecordProtection:
-        """From write key || write IV (RFC 5246 section 6.3)."""
-        key = write_key_and_iv[: suite.key_length]
-        return cls(suite, key, write_key_and_iv[suite.key_length :], sequence)
+    limit: int
+    """Octets of the longest plaintext: `protect` cuts what is longer, `unprotect` refuses it (RFC 8449)."""
 
     @property
     def sequence(self) -> int:
-        """Sequence number of the next record."""
+        """Number of the next record."""
+        ...
+
+    @property
+    def records_left(self) -> int:
+        """How many more records this key may protect (RFC 8446 section 5.5)."""
+        ...
+
+    def protect(self, content_type: int, data: bytes | memoryview) -> bytearray:
+        """One or more whole records for `data`; raises `SequenceExhausted` before anything is protected."""
+        ...
+
+    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+        """Content type and plaintext of one whole record.
+
+        Raises `BadRecordMac`, `RecordOverflow`, `UnexpectedMessage`.
+        """
+        ...
+
+
+def record_protection(
+    suite: Suite, secret: bytes, sequence: int = 0, limit: int = MAX_PLAINTEXT
+) -> RecordProtection:
+    """The protection that a secret gives: a traffic secret in TLS 1.3, write key || write IV in TLS 1.2."""
+    if suite.version == ProtocolVersion.TLS_1_3:
+        key, iv = traffic_keys(suite, secret)
+        return _Protection13(suite, key, iv, sequence, limit)
+    key, iv = secret[: suite.key_length], secret[suite.key_length :]
+    if suite.explicit_nonce_length:
+        return _Protection12Explicit(suite, key, iv, sequence, limit)
+    return _Protection12(suite, key, iv, sequence, limit)
+
+
+class NoProtection:
+    """Records in clear, at the start of a handshake."""
+
+    __slots__ = ("limit", "sequence")
+
+    records_left = 1 << 62
+
+    def __init__(self, limit: int = MAX_PLAINTEXT) -> None:
+        self.limit = limit
+        self.sequence = 0
+
+    def protect(self, content_type: int, data: bytes | memoryview) -> bytearray:
+        """Whole records for `data`."""
+        view = memoryview(data)
+        output = bytearray()
+        for start in range(0, len(view) or 1, self.limit):
+            piece = view[start : start + self.limit]
+            output += _HEADER.pack(content_type, ProtocolVersion.TLS_1_2, len(piece))
+            output += piece
+        return output
+
+    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+        """Content type and content; raises `RecordOverflow`."""
+        fragment = memoryview(record)[HEADER_LENGTH:]
+        if len(fragment) > MAX_PLAINTEXT:
+            raise RecordOverflow(f"a record in clear holds {len(fragment)} octets")
+        return record[0], fragment
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """RFC 8446 section 6: the content of an alert record."""
+
+    level: int
+    description: int
+
+    def encode(self) -> bytes:
+        """Two octets."""
+        return bytes((self.level, self.description))
+
+    @classmethod
+    def decode(cls, fragment: bytes | memoryview) -> Self:
+        """Exactly one alert in a record (RFC 8446 section 5.1); raises `MalformedMessage`."""
+        if len(fragment) != 2:
+            raise MalformedMessage(f"an alert record of {len(fragment)} octets")
+        return cls(fragment[0], fragment[1])
+
+
+class FloodGuard:
+    """Counts what a peer may send without getting anywhere; raises `TooManyRecords`.
+
+    The numbers are those of BoringSSL: far more than anybody sends in earnest, too few to cost time.
+    """
+
+    __slots__ = ("_empty_records", "_key_updates", "_warnings")
+
+    MAX_EMPTY_RECORDS = 32
+    MAX_WARNINGS = 4
+    MAX_KEY_UPDATES = 32
+
+    def __init__(self) -> None:
+        self.progress()
+
+    def progress(self) -> None:
+        """The peer sent something of use: counting starts again."""
+        self._empty_records = self._warnings = self._key_updates = 0
+
+    def empty_record(self) -> None:
+        """A record without content came."""
+        self._empty_records += 1
+        if self._empty_records > self.MAX_EMPTY_RECORDS:
+            raise TooManyRecords(f"more than {self.MAX_EMPTY_RECORDS} empty records in a row")
+
+    def warning(self) -> None:
+        """An alert came that does not end the connection."""
+        self._warnings += 1
+        if self._warnings > self.MAX_WARNINGS:
+            raise TooManyRecords(f"more than {self.MAX_WARNINGS} warning alerts in a row")
+
+    def key_update(self) -> None:
+        """A KeyUpdate came."""
+        self._key_updates += 1
+        if self._key_updates > self.MAX_KEY_UPDATES:
+            raise TooManyRecords(f"more than {self.MAX_KEY_UPDATES} key updates without data between them")
+
+
+_HEADER = Struct("!BHH")
+_AAD12 = Struct("!QBHH")
+
+_CONTENT_TYPES = frozenset(ContentType)
+_TYPE_OCTETS = {content_type: bytes((content_type,)) for content_type in ContentType}
+
+
+def _fragment_length(octets: bytearray | memoryview, start: int) -> int:
+    """Length of a fragment from its header, which must be whole; raises if no record starts like that."""
+    if octets[start] not in _CONTENT_TYPES or octets[start + 1] != 3:
+        raise UnexpectedMessage(
+            f"{bytes(octets[start : start + HEADER_LENGTH]).hex()}, which starts no TLS record,"
+        )
+    length = octets[start + 3] << 8 | octets[start + 4]
+    if length > MAX_CIPHERTEXT:
+        raise RecordOverflow(f"a record of {length} octets, more than the {MAX_CIPHERTEXT} of RFC 8446")
+    return length
+
+
+def _record_length(octets: bytearray | memoryview, start: int, end: int) -> int:
+    """Length of the whole record at `start`, 0 if it is not whole."""
+    if end - start < HEADER_LENGTH:
+        return 0
+    length = HEADER_LENGTH + _fragment_length(octets, start)
+    return length if end - start >= length else 0
+
+
+class _AeadProtection:
+    """What both versions have in common: a key, a number for each record, an end."""
+
+    __slots__ = ("_aead", "_iv", "_sequence", "_suite", "limit")
+
+    overhead: int
+    """Octets of a record besides its plaintext."""
+
+    def __init__(self, suite: Suite, key: bytes, iv: bytes, sequence: int, limit: int) -> None:
+        self._suite = suite
+        self._aead = suite.aead(key)
+        self._iv = int.from_bytes(iv, "big")
+        self._sequence = sequence
+        self.limit = limit
+
+    @property
+    def sequence(self) -> int:
+        """Number of the next record."""
         return self._sequence
 
     @property
-    def overhead(self) -> int:
-        """Octets that protection adds to a plaintext, the header included."""
-        return HEADER_LENGTH + self.suite.explicit_nonce_length + TAG_LENGTH + self._is_tls13
+    def records_left(self) -> int:
+        """How many more records this key may protect."""
+        return max(0, self._suite.record_limit - self._sequence)
 
-    def protect(self, content_type: int, plaintext: bytes | bytearray | memoryview) -> bytes:
-        """One record, header included."""
-        record = bytearray(len(plaintext) + self.overhead)
-        self.protect_into(content_type, plaintext, memoryview(record))
-        return bytes(record)
+    def protect(self, content_type: int, data: bytes | memoryview) -> bytearray:
+        """One or more whole records for `data`."""
+        view = memoryview(data)
+        limit, overhead = self.limit, self.overhead
+        count = -(-len(view) // limit) or 1
+        if count > self.records_left:
+            raise SequenceExhausted("the key of the sending direction is used up")
+        output = bytearray(len(view) + count * overhead)
+        with memoryview(output) as room:
+            start = end = 0
+            for _ in range(count):
+                piece = view[start : start + limit]
+                start += limit
+                record_end = end + len(piece) + overhead
+                self._seal(content_type, piece, room[end:record_end])
+                end = record_end
+        return output
 
-    def protect_into(
-        self, content_type: int, plaintext: bytes | bytearray | memoryview, record: memoryview
-    ) -> int:
-        """Write one record to the start of `record`, which has room for it; gives its length."""
-        sequence = self._next_sequence()
-        length = len(plaintext) + self.overhead
-        if self._is_tls13:
-            self._protect_tls13(content_type, plaintext, record[:length], sequence)
-        else:
-            self._protect_tls12(content_type, plaintext, record[:length], sequence)
-        return length
+    def _seal(self, content_type: int, piece: memoryview, room: memoryview) -> None:
+        raise NotImplementedError
 
-    def unprotect(self, record: Record) -> Record:
-        """The content of a protected record; its content type is the real one.
+    def _nonce(self, sequence: int) -> bytes:
+        """RFC 8446 section 5.3, RFC 7905 section 2."""
+        return (self._iv ^ sequence).to_bytes(NONCE_LENGTH, "big")
 
-        Raises `BadRecordMac`, `RecordOverflow`, or `UnexpectedMessage` for an inner plaintext of zeros only.
-        """
-        plaintext = bytearray(len(record.fragment))
-        content_type, length = self.unprotect_into(record.content_type, record.fragment, plaintext)
-        return Record(content_type, bytes(plaintext[:length]))
 
-    def unprotect_into(
-        self, content_type: int, fragment: bytes | memoryview, plaintext: bytearray | memoryview
-    ) -> tuple[int, int]:
-        """Write the content of a fragment to `plaintext`, which is as long as it; gives type and length."""
-        length = len(fragment) - TAG_LENGTH - self.suite.explicit_nonce_length
-        if length < self._is_tls13:
-            raise BadRecordMac("a protected record is too short to be one")
-        sequence = self._next_sequence()
-        view = memoryview(plaintext)
+class _Protection13(_AeadProtection):
+    """RFC 8446 section 5.2."""
+
+    __slots__ = ()
+
+    overhead = HEADER_LENGTH + 1 + TAG_LENGTH
+
+    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+        """The outer type must be application_data; padding is taken off."""
+        if record[0] != ContentType.APPLICATION_DATA:
+            raise UnexpectedMessage(f"a record of type {record[0]} in clear where records are encrypted")
+        view = memoryview(record)
         try:
-            if self._is_tls13:
-                self._open_tls13(content_type, fragment, view[:length], sequence)
-            else:
-                self._open_tls12(content_type, fragment, view[:length], sequence)
+            inner = self._aead.decrypt(
+                self._nonce(self._sequence), view[HEADER_LENGTH:], view[:HEADER_LENGTH]
+            )
         except InvalidTag:
-            raise BadRecordMac("a record does not verify under the key of this session") from None
-        if self._is_tls13:
-            content_type, length = _inner(view, length)
-        if length > MAX_PLAINTEXT:
-            raise RecordOverflow(f"a record holds {length} octets, the most is {MAX_PLAINTEXT}")
-        return content_type, length
+            raise BadRecordMac("a record does not decrypt: it was changed on the way") from None
+        self._sequence += 1
+        if len(inner) > self.limit + 1:
+            raise RecordOverflow(f"a record holds {len(inner)} octets, more than {self.limit} and its type")
+        end = len(inner) if inner[-1:] != b"\x00" else len(inner.rstrip(b"\x00"))
+        if not end or inner[end - 1] not in _CONTENT_TYPES:
+            raise UnexpectedMessage("a record without a content type")
+        return inner[end - 1], memoryview(inner)[: end - 1]
 
-    def _protect_tls13(
-        self, content_type: int, plaintext: bytes | bytearray | memoryview, record: memoryview, sequence: int
-    ) -> None:
-        end = HEADER_LENGTH + len(plaintext)
-        record[:HEADER_LENGTH] = _header(ContentType.APPLICATION_DATA, len(record) - HEADER_LENGTH)
-        inner = b"".join((plaintext, bytes([content_type]))) if len(plaintext) < 1024 else None
-        if inner is None:
-            record[HEADER_LENGTH:end] = plaintext
-            record[end] = content_type
-            inner = bytes(record[HEADER_LENGTH : end + 1])
-        nonce = (self._iv ^ sequence).to_bytes(NONCE_LENGTH, "big")
-        self._aead.encrypt_into(nonce, inner, record[:HEADER_LENGTH], record[HEADER_LENGTH:])
-
-    def _protect_tls12(
-        self, content_type: int, plaintext: bytes | bytearray | memoryview, record: memoryview, sequence: int
-    ) -> None:
-        record[:HEADER_LENGTH] = _header(content_type, len(record) - HEADER_LENGTH)
-        body = record[HEADER_LENGTH:]
-        explicit = self.suite.explicit_nonce_length
-        body[:explicit] = sequence.to_bytes(8, "big")[:explicit]
-        nonce = (self._iv ^ sequence).to_bytes(NONCE_LENGTH, "big")
-        data = _associated_data(content_type, len(plaintext), sequence)
-        self._aead.encrypt_into(nonce, plaintext, data, body[explicit:])
-
-    def _open_tls13(
-        self, content_type: int, fragment: bytes | memoryview, plaintext: memoryview, sequence: int
-    ) -> None:
-        nonce = (self._iv ^ sequence).to_bytes(NONCE_LENGTH, "big")
-        self._aead.decrypt_into(nonce, fragment, _header(content_type, len(fragment)), plaintext)
-
-    def _open_tls12(
-        self, content_type: int, fragment: bytes | memoryview, plaintext: memoryview, sequence: int
-    ) -> None:
-        """RFC 5288 section 3: the explicit nonce of GCM is the peer's choice and comes with the record."""
-        explicit = self.suite.explicit_nonce_length
-        if explicit:
-            nonce = (self._iv >> 64).to_bytes(4, "big") + bytes(fragment[:explicit])
-        else:
-            nonce = (self._iv ^ sequence).to_bytes(NONCE_LENGTH, "big")
-        data = _associated_data(content_type, len(plaintext), sequence)
-        self._aead.decrypt_into(nonce, fragment[explicit:], data, plaintext)
-
-    def _next_sequence(self) -> int:
-        sequence = self._sequence
-        if sequence >= self.suite.record_limit:
-            raise SequenceExhausted(f"one key has protected {sequence} records, the most allowed")
-        self._sequence = sequence + 1
-        return sequence
+    def _seal(self, content_type: int, piece: memoryview, room: memoryview) -> None:
+        header = _HEADER.pack(
+            ContentType.APPLICATION_DATA, ProtocolVersion.TLS_1_2, len(piece) + 1 + TAG_LENGTH
+        )
+        room[:HEADER_LENGTH] = header
+        inner = b"".join((piece, _TYPE_OCTETS[ContentType(content_type)]))
+        self._aead.encrypt_into(self._nonce(self._sequence), inner, header, room[HEADER_LENGTH:])
+        self._sequence += 1
 
 
-def _header(content_type: int, length: int) -> bytes:
-    return bytes((content_type, 3, 3, length >> 8, length & 0xFF))
+class _Protection12(_AeadProtection):
+    """RFC 5246 section 6.2.3.3 with the nonce of RFC 7905: nothing of it is on the wire."""
+
+    __slots__ = ()
+
+    overhead = HEADER_LENGTH + TAG_LENGTH
+
+    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+        """The content type is in clear, and authenticated."""
+        prefix = self.overhead - TAG_LENGTH
+        length = len(record) - self.overhead
+        if length < 0:
+            raise BadRecordMac("a record is shorter than its tag")
+        view = memoryview(record)
+        aad = _AAD12.pack(self._sequence, record[0], ProtocolVersion.TLS_1_2, length)
+        try:
+            plaintext = self._aead.decrypt(self._received_nonce(view), view[prefix:], aad)
+        except InvalidTag:
+            raise BadRecordMac("a record does not decrypt: it was changed on the way") from None
+        self._sequence += 1
+        if length > self.limit:
+            raise RecordOverflow(f"a record holds {length} octets, more than {self.limit}")
+        return record[0], memoryview(plaintext)
+
+    def _received_nonce(self, record: memoryview) -> bytes:
+        return self._nonce(self._sequence)
+
+    def _seal(self, content_type: int, piece: memoryview, room: memoryview) -> None:
+        prefix = self.overhead - TAG_LENGTH
+        version, sequence = ProtocolVersion.TLS_1_2, self._sequence
+        room[:prefix] = self._prefix(content_type, len(room) - HEADER_LENGTH)
+        aad = _AAD12.pack(sequence, content_type, version, len(piece))
+        self._aead.encrypt_into(self._nonce(sequence), piece, aad, room[prefix:])
+        self._sequence += 1
+
+    def _prefix(self, content_type: int, fragment_length: int) -> bytes:
+        return _HEADER.pack(content_type, ProtocolVersion.TLS_1_2, fragment_length)
 
 
-def _associated_data(content_type: int, length: int, sequence: int) -> bytes:
-    """RFC 5246 section 6.2.3.3."""
-    return sequence.to_bytes(8, "big") + _header(content_type, length)
+class _Protection12Explicit(_Protection12):
+    """The same with the nonce of RFC 5288: four octets of salt, then eight that go with the record.
 
+    They are the sequence number, so that no record shares its nonce with the Finished that a token sent.
+    """
 
-def _inner(inner_plaintext: memoryview, length: int) -> tuple[int, int]:
-    """TLSInnerPlaintext: content, type, zeros (RFC 8446 section 5.4)."""
-    last = inner_plaintext[length - 1]
-    if last:
-        return last, length - 1
-    stripped = bytes(inner_plaintext[:length]).rstrip(b"\0")
-    if not stripped:
-        raise UnexpectedMessage("a record without a content type")
-    return stripped[-1], len(stripped) - 1
+    __slots__ = ()
+
+    overhead = HEADER_LENGTH + 8 + TAG_LENGTH
+
+    def _received_nonce(self, record: memoryview) -> bytes:
+        return self._nonce_of(bytes(record[HEADER_LENGTH : HEADER_LENGTH + 8]))
+
+    def _nonce(self, sequence: int) -> bytes:
+        return self._nonce_of(sequence.to_bytes(8, "big"))
+
+    def _nonce_of(self, explicit: bytes) -> bytes:
+        return self._iv.to_bytes(4, "big") + explicit
+
+    def _prefix(self, content_type: int, fragment_length: int) -> bytes:
+        return super()._prefix(content_type, fragment_length) + self._sequence.to_bytes(8, "big")

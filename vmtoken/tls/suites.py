@@ -19,7 +19,7 @@ NONCE_LENGTH = 12
 
 
 class Aead(Protocol):
-    """What the record layer needs of an AEAD; `buf` may be (part of) a larger buffer."""
+    """What the record layer needs of an AEAD."""
 
     def encrypt_into(
         self,
@@ -28,17 +28,16 @@ class Aead(Protocol):
         associated_data: bytes | bytearray | memoryview | None,
         buf: bytearray | memoryview,
     ) -> int:
-        """Write ciphertext and tag to `buf`."""
+        """Write ciphertext and tag to `buf`, which has exactly their length."""
         ...
 
-    def decrypt_into(
+    def decrypt(
         self,
         nonce: bytes | bytearray | memoryview,
         data: bytes | bytearray | memoryview,
         associated_data: bytes | bytearray | memoryview | None,
-        buf: bytearray | memoryview,
-    ) -> int:
-        """Write plaintext to `buf`; raise `InvalidTag`."""
+    ) -> bytes:
+        """The plaintext; raises `InvalidTag`."""
         ...
 
 
@@ -88,7 +87,7 @@ def suite_of(code: int) -> Suite | None:
 
 
 _GCM_RECORD_LIMIT = 23_726_566
-"""2^24.5 full-size records keep an attacker's advantage against AES-GCM below 2^-57 (RFC 8446 section 5.5)."""
+"""2^24.5 full-size records keep the advantage against AES-GCM below 2^-57 (RFC 8446 section 5.5)."""
 
 _CHACHA_RECORD_LIMIT = 2**62
 """The sequence number wraps before ChaCha20-Poly1305 wears out (RFC 8446 section 5.5); stop well before."""
