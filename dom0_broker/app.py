@@ -4,106 +4,202 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
+import msgspec
+
+from dom0_broker.administration import VmAdministration
 from dom0_broker.admission import Quotas
 from dom0_broker.audit import AuditError, AuditLog, AuditNotes
+from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
-from dom0_broker.config import AuditSync, BrokerConfig
+from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_address
+from dom0_broker.elements import BackendFor, Elements
+from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
-from dom0_broker.inventory import Inventory, OpenToken
-from dom0_broker.listeners import Links, make_runtime_directories
-from dom0_broker.policy import Policy, read_policy, read_policy_or_deny
+from dom0_broker.inventory import Inventory
+from dom0_broker.listeners import AdminLink, Links, make_runtime_directories
+from dom0_broker.personalisation import TokenAdministration
+from dom0_broker.policy import Policy, PolicyError, read_policy, read_policy_or_deny
+from dom0_broker.safe import Safe
+from dom0_broker.services.admin_service import AdminService, BrokerControl
 from dom0_broker.sessions import Sessions
 from dom0_broker.store import Store
 from vmtoken.clock import Clock, SystemClock
 from vmtoken.notify import notify, watchdog_interval
+from vmtoken.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
-_HOUSEKEEPING = 1.0
-"""Seconds between two flushes of notes and syncs of the audit log."""
+_HOUSEKEEPING: Final = 1.0
+"""Seconds between two looks at what can wait: notes, the audit log's fsync, the health of tokens."""
 
 
 class App:
-    """A broker: `start`, then `stop`. The parts are public to the admin service and to tests."""
+    """A broker: `start`, then `stop`. Making it raises `StoreError`, `AuditError`, `Conflict`."""
 
-    def __init__(self, config: BrokerConfig, open_token: OpenToken, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: BrokerConfig,
+        backend_for: BackendFor,
+        *,
+        config_path: Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.config = config
-        self.clock = clock or SystemClock()
-        self.policy = read_policy_or_deny(config.policy_dir)
-        _make_state_directory(config)
-        self.store = Store(config.database)
-        sync_always = config.audit.sync is AuditSync.ALWAYS
-        self.audit = AuditLog(config.audit_path, self.clock, sync_always=sync_always)
-        self.notes = AuditNotes(self.clock)
-        self.inventory = Inventory(self.store, open_token, config.limits, self.clock)
-        self.sessions = Sessions(per_vm=config.limits.vm_tickets, clock=self.clock)
-        self.quotas = Quotas(config.limits.vm_handshakes)
-        self.broker = Broker(self._desk())
-        self.links = Links(self.broker, config)
+        self._config_path = config_path
+        self._clock = clock or SystemClock()
+        self._started = self._clock.now()
+        self._draining = False
+        self._policy = read_policy_or_deny(config.policy_dir)
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        safe = Safe(load_sealing_key(config.state_dir))
+        elements = Elements(backend_for, safe)
+        self._store = Store(config.database)
+        self._desk = self._new_desk(elements)
+        self._broker = Broker(self._desk)
+        self._ca = EnrolmentCa.of(self._store, safe, self._started)
+        self.links = Links(self._broker, config)
+        self._admin = AdminLink(self._admin_service(elements), config)
         self._housekeeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Open all links. Raises `OSError` when a socket cannot be had."""
-        if self.policy.error:
-            log.error("policy has an error, everything is denied", extra={"because": self.policy.error})
+        if self._policy.error:
+            log.error("policy has an error, everything is denied", extra={"because": self._policy.error})
         make_runtime_directories(self.config)
-        self.audit.append("broker-started", {"rules": len(self.policy.rules)})
-        for record in self.inventory.vms():
+        self._desk.audit.append("broker-started", {"rules": len(self._policy.rules)})
+        for record in self._desk.inventory.vms():
             await self.links.open_unix(record.identity)
+        if self.config.tcp.listen:
+            await self._open_tcp()
+        await self._admin.open()
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def stop(self) -> None:
         """Refuse what is new, let handshakes end under the limit, give the cards back."""
+        self._draining = True
         await self.links.stop_accepting()
-        drained = await self.broker.drain()
+        drained = await self._broker.drain()
         log.info("drained" if drained else "handshakes were cut off")
         await self.links.close()
-        await self.inventory.close()
+        await self._admin.close()
+        await self._desk.inventory.close()
         if self._housekeeping is not None:
             self._housekeeping.cancel()
             await asyncio.wait([self._housekeeping])
-        self.notes.flush(self.audit)
-        self.audit.append("broker-stopped", {"drained": drained})
-        self.audit.close()
-        self.store.close()
+        self._desk.notes.flush(self._desk.audit)
+        self._desk.audit.append("broker-stopped", {"drained": drained})
+        self._desk.audit.close()
+        self._store.close()
 
-    def reload_policy(self) -> Policy:
-        """Read the rules again and swap them in. Raises `PolicyError`, and the earlier rules stay."""
-        policy = read_policy(self.config.policy_dir)
-        self.policy = policy
-        self.audit.append("policy-loaded", {"rules": len(policy.rules)})
-        return policy
+    async def reload(self) -> tuple[Policy, list[str]]:
+        """Read configuration and rules again; both must be valid before the rules are swapped.
 
-    def _desk(self) -> Desk:
+        The options that changed and need a restart come back by name. Raises `PolicyError`, `SettingsError`.
+        """
+        changed = []
+        if self._config_path is not None:
+            changed = list(_differences(self.config, read_config(self._config_path)))
+        self._policy = policy = read_policy(self.config.policy_dir)
+        fields = {"rules": len(policy.rules)}
+        await asyncio.to_thread(self._desk.audit.append, "policy-loaded", fields)
+        return policy, changed
+
+    def _new_desk(self, elements: Elements) -> Desk:
+        config, clock = self.config, self._clock
         return Desk(
-            inventory=self.inventory,
-            sessions=self.sessions,
-            audit=self.audit,
-            notes=self.notes,
-            quotas=self.quotas,
-            limits=self.config.limits,
-            clock=self.clock,
-            policy=lambda: self.policy,
+            inventory=Inventory(self._store, elements.open, config.limits, clock),
+            sessions=Sessions(per_vm=config.limits.vm_tickets, clock=clock),
+            audit=AuditLog(config.audit_path, clock, sync_always=config.audit.sync is AuditSync.ALWAYS),
+            notes=AuditNotes(clock),
+            quotas=Quotas(config.limits.vm_handshakes),
+            limits=config.limits,
+            clock=clock,
+            policy=lambda: self._policy,
         )
 
+    def _admin_service(self, elements: Elements) -> AdminService:
+        control = BrokerControl(
+            started=self._started,
+            draining=lambda: self._draining,
+            reload=self.reload,
+            tcp_address=lambda: self.links.tcp_address,
+        )
+        vms = VmAdministration(self._store, self._desk, self.links, self._ca)
+        return AdminService(self._desk, vms, TokenAdministration(self._store, self._desk, elements), control)
+
+    async def _open_tcp(self) -> None:
+        host, _ = split_address(self.config.tcp.listen)
+        context = self._ca.server_context([*self.config.tcp.names, host], self._started)
+        address = await self.links.open_tcp(context, self._desk.inventory.vm_of_certificate)
+        log.info("listening", extra={"address": address})
+
     async def _keep_house(self) -> None:
-        """Write what can wait, and let systemd know that the event loop turns."""
+        """Write what can wait, show how the tokens are, tell systemd that the event loop turns."""
         interval = min(_HOUSEKEEPING, watchdog_interval() or _HOUSEKEEPING)
         while True:
             await asyncio.sleep(interval)
             notify("WATCHDOG=1")
+            for token in self._desk.inventory.tokens():
+                await self._admin.show_token(token.name, works=token.worker.problem is None)
             try:
                 await asyncio.to_thread(self._write_audit)
             except AuditError as error:
                 log.error("audit log cannot be written", extra={"because": str(error)})  # noqa: TRY400
 
     def _write_audit(self) -> None:
-        self.audit.follow()
-        self.notes.flush(self.audit)
+        audit = self._desk.audit
+        audit.follow()
+        self._desk.notes.flush(audit)
         if self.config.audit.sync is not AuditSync.NEVER:
-            self.audit.sync()
+            audit.sync()
 
 
-def _make_state_directory(config: BrokerConfig) -> None:
-    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+async def run(app: App) -> None:
+    """Run a broker until SIGTERM or SIGINT; SIGHUP reloads."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(_reload(app))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await app.start()
+    notify("READY=1")
+    await stopped.wait()
+    notify("STOPPING=1")
+    await app.stop()
+
+
+def forbid_core_dumps() -> None:
+    """Keys and PINs in memory must not reach a disk."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+async def _reload(app: App) -> None:
+    try:
+        policy, changed = await app.reload()
+    except (PolicyError, SettingsError, AuditError) as error:
+        log.error("reload refused, the earlier policy stays", extra={"because": str(error)})  # noqa: TRY400
+        return
+    log.info("reloaded", extra={"rules": len(policy.rules), "needs_restart": ",".join(changed)})
+
+
+def _differences(old: msgspec.Struct, new: msgspec.Struct, prefix: str = "") -> Iterator[str]:
+    """Names of the options that differ."""
+    for name in old.__struct_fields__:
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, msgspec.Struct):
+            yield from _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield f"{prefix}{name}"

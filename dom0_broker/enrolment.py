@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dom0_broker.domains import DomainIdentity
+from dom0_broker.safe import Safe
 from dom0_broker.store import CaRecord, Store
 from vmtoken.errors import InvalidRequest
 from vmtoken.secret import SecretBytes
@@ -36,6 +37,7 @@ from vmtoken.transport import tcp
 BROKER_NAME: Final = "vmtoken-broker"
 """In every broker's certificate, for agents that reach it at an address of no name."""
 
+_PURPOSE: Final = "enrolment CA"
 _CA_LIFETIME: Final = timedelta(days=7300)
 _VM_LIFETIME: Final = timedelta(days=825)
 _BROKER_LIFETIME: Final = timedelta(days=3650)
@@ -43,18 +45,6 @@ _BROKER_LIFETIME: Final = timedelta(days=3650)
 
 _SKEW: Final = timedelta(hours=1)
 """Guests' clocks may be behind ours."""
-
-
-class Safe(Protocol):
-    """Seals secrets for this host."""
-
-    def seal(self, secret: SecretBytes) -> bytes:
-        """Octets that are of no use without the host's sealing key."""
-        ...
-
-    def open(self, sealed: bytes) -> SecretBytes:
-        """The secret again."""
-        ...
 
 
 class EnrolmentCa:
@@ -71,7 +61,7 @@ class EnrolmentCa:
         if record is None:
             record = _new_ca(safe, now)
             store.keep_enrolment_ca(record)
-        key = load_der_private_key(safe.open(record.sealed_key).reveal(), None)
+        key = load_der_private_key(safe.open(record.sealed_key, _PURPOSE).reveal(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey), "we made it"
         return cls(x509.load_der_x509_certificate(record.certificate), key)
 
@@ -117,7 +107,7 @@ def _new_ca(safe: Safe, now: datetime) -> CaRecord:
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     builder = builder.add_extension(identifier, critical=False)
     secret = SecretBytes(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
-    sealed = safe.seal(secret)
+    sealed = safe.seal(secret, _PURPOSE)
     secret.wipe()
     return CaRecord(builder.sign(key, SHA256()).public_bytes(Encoding.DER), sealed)
 

@@ -472,8 +472,9 @@ def _checked(untrusted: StartRequest) -> StartRequest:
         raise InvalidRequest(f"{untrusted.port} is not a TCP port.")
     if untrusted.min_version > untrusted.max_version:
         raise InvalidRequest("The lowest TLS version is above the highest.")
-    if len(untrusted.alpn) > _MOST_ALPN or not all(0 < len(name.encode()) < 256 for name in untrusted.alpn):
-        raise InvalidRequest(f"ALPN takes up to {_MOST_ALPN} names of 1 to 255 octets.")
+    names_fit = all(0 < len(name) < 256 and name.isascii() for name in untrusted.alpn)
+    if len(untrusted.alpn) > _MOST_ALPN or not names_fit:
+        raise InvalidRequest(f"ALPN takes up to {_MOST_ALPN} names of 1 to 255 ASCII characters.")
     return replace(untrusted, server_name=_server_name(untrusted.server_name))
 
 

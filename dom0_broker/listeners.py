@@ -21,17 +21,26 @@ from pathlib import Path
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
 
 from dom0_broker.broker import Broker
 from dom0_broker.config import BrokerConfig, split_address
 from dom0_broker.domains import DomainIdentity
+from dom0_broker.services.admin_service import AdminService
 from dom0_broker.services.token_service import TokenService
 from vmtoken.rpc.channel import private_server
 from vmtoken.rpc.front_door import FrontDoor, Unwelcome
 from vmtoken.transport import tcp, unix
-from vmtoken.v1 import token_service_pb2, token_service_pb2_grpc
+from vmtoken.v1 import (
+    admin_service_pb2,
+    admin_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 VmOfCertificate = Callable[[bytes], DomainIdentity | None]
 """The VM that an enrolment certificate, by its SHA-256, is pinned to."""
@@ -176,6 +185,58 @@ class Links:
     async def _stop(self, server: _Server) -> None:
         await server.server.stop(grace=0.1)
         server.path.unlink(missing_ok=True)
+
+
+class AdminLink:
+    """The operator's socket: for the broker's own user and root."""
+
+    def __init__(self, service: AdminService, config: BrokerConfig) -> None:
+        self._service = service
+        self._path = config.admin_socket
+        self._private = config.private_dir / "admin.sock"
+        self._door = FrontDoor(_operator, self._server_of)
+        self._listener: asyncio.Server | None = None
+        self._server: grpc.aio.Server | None = None
+        self.health = health.HealthServicer()
+        """For "" and, by `token/NAME`, for every token."""
+
+    async def open(self) -> None:
+        """Raises `OSError` when the socket cannot be had."""
+        self._private.unlink(missing_ok=True)  # a name in a tmpfs
+        self._server = server = private_server(self._private, "operator", max_streams=100)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        admin_service_pb2_grpc.add_AdminServiceServicer_to_server(self._service, server)
+        names = [admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, _HEALTH]
+        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
+        await server.start()
+        await self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._listener = await unix.listen(self._path, 0o600, self._door.protocol)
+
+    async def show_token(self, name: str, *, works: bool) -> None:
+        """Set the health of a token."""
+        status = health_pb2.HealthCheckResponse
+        await self.health.set(f"token/{name}", status.SERVING if works else status.NOT_SERVING)
+
+    async def close(self) -> None:
+        """End the operator's calls."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._server is not None:
+            await self._server.stop(grace=0.5)
+        await self._door.close()
+        for path in (self._path, self._private):
+            path.unlink(missing_ok=True)  # names in a tmpfs
+
+    async def _server_of(self, _: str) -> Path:
+        return self._private
+
+
+def _operator(transport: asyncio.BaseTransport) -> str:
+    """The mode of the socket says the same; this is for the day when somebody changes it."""
+    uid = unix.peer_credentials(transport).uid
+    if uid not in {0, os.geteuid()}:
+        raise Unwelcome(f"user {uid} is not the operator")
+    return "operator"
 
 
 def make_runtime_directories(config: BrokerConfig) -> None:

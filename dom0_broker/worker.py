@@ -201,7 +201,7 @@ class _Card:
 
     def forget(self) -> None:
         self.drop()
-        self.problem = None
+        self.problem = self.description = None
         self._pause, self._not_before = 0.0, 0.0
 
     def _open(self) -> HandshakeToken:

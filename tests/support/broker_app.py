@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import grpc.aio
 from msgspec.structs import replace
@@ -17,8 +18,10 @@ from dom0_broker.config import BrokerConfig, Limits
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.store import BindingRecord, Store, TokenRecord
 from tests.fakes.token import FakeToken, Script
+from vmtoken.errors import Conflict
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.rpc.convert import seconds_to_pb
+from vmtoken.secret import SecretBytes
 from vmtoken.v1 import token_service_pb2 as pb
 from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
 
@@ -27,16 +30,29 @@ WEB02 = DomainIdentity(uuid.UUID(int=2), "web02")
 
 
 class Cards:
-    """The fake cards of a broker, by URI."""
+    """The backend of fake cards: scripts by locator."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
 
-    def script(self, uri: str) -> Script:
-        return self.scripts.setdefault(uri, Script())
+    def script(self, locator: str) -> Script:
+        return self.scripts.setdefault(locator, Script())
 
-    def open(self, record: TokenRecord) -> FakeToken:
-        return FakeToken(self.script(record.uri))
+    def backend_for(self, scheme: str) -> Cards:
+        assert scheme == "fake"
+        return self
+
+    def open(self, locator: str, user_pin: SecretBytes | None) -> FakeToken:
+        return FakeToken(self.script(locator))
+
+    def open_issuer(self, locator: str, operator_pin: SecretBytes | None) -> NoReturn:
+        raise Conflict("A fake card cannot be personalised.")
+
+    def create(self, locator: str, pins: object) -> NoReturn:
+        raise Conflict("A fake card cannot be made.")
+
+    def delete(self, locator: str) -> None:
+        del self.scripts[locator]
 
 
 def broker_config(home: Path, *, policy: str = "allow vm=* server=*", **limits: float) -> BrokerConfig:
@@ -64,7 +80,7 @@ def populate(config: BrokerConfig, *vms: DomainIdentity, tokens: dict[str, list[
 @contextlib.asynccontextmanager
 async def running(config: BrokerConfig, cards: Cards) -> AsyncIterator[App]:
     """The broker, until the block ends."""
-    app = App(config, cards.open)
+    app = App(config, cards.backend_for)
     await app.start()
     try:
         yield app

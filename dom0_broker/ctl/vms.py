@@ -1,0 +1,136 @@
+"""`vmtokenctl vm ...`: which VMs there are, how they come in, and which tokens they have."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from dom0_broker.ctl.connection import admin
+from dom0_broker.ctl.files import pem, read_request, write_private
+from dom0_broker.ctl.output import Row, say, show_facts, show_rows
+from vmtoken.v1 import admin_service_pb2 as pb
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands."""
+    group = commands.add_parser("vm", help="VMs, their links and their tokens").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    add = group.add_parser("add", help="make a VM known")
+    add.add_argument("name")
+    add.add_argument("--uuid", default="", help="UUID of the domain; a new one if not given")
+    add.set_defaults(run=_add)
+    group.add_parser("list", help="all VMs").set_defaults(run=_list)
+    remove = group.add_parser("remove", help="forget a VM, its bindings and its enrolment")
+    remove.add_argument("vm", help="name or UUID")
+    remove.set_defaults(run=_remove)
+    _register_enroll(group)
+    bind = group.add_parser("bind", help="let a VM use a token")
+    bind.add_argument("vm", help="name or UUID")
+    bind.add_argument("token")
+    bind.add_argument(
+        "--as", dest="name", default="", help="the name that the VM sees; the token's own if not given"
+    )
+    bind.set_defaults(run=_bind)
+    unbind = group.add_parser("unbind", help="take a token away from a VM")
+    unbind.add_argument("vm", help="name or UUID")
+    unbind.add_argument("name", help="the name that the VM sees")
+    unbind.set_defaults(run=_unbind)
+
+
+def _register_enroll(group: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    enroll = group.add_parser(
+        "enroll",
+        help="make the VM's certificate for a link over TCP",
+        description="With --request the VM keeps its key to itself: only the certificates are written. "
+        "Without, a key is made here and has to be carried into the VM. An earlier certificate of the VM "
+        "is of no use afterwards.",
+    )
+    enroll.add_argument("vm", help="name or UUID")
+    enroll.add_argument(
+        "directory", type=Path, help="where enrolment.pem, ca.pem and perhaps enrolment.key go"
+    )
+    enroll.add_argument("--request", type=Path, metavar="FILE", help="PKCS#10 request made in the VM")
+    enroll.set_defaults(run=_enroll)
+
+
+async def _add(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        response = await broker.AddVm(pb.AddVmRequest(name=arguments.name, uuid=arguments.uuid))
+    show_facts(_row(response.vm), as_json=arguments.json)
+
+
+async def _list(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        response = await broker.ListVms(pb.ListVmsRequest())
+    columns = ("name", "uuid", "tokens", "handshakes", "enrolled", "socket")
+    rows = [_row(vm) for vm in response.vms]
+    show_rows(
+        rows, columns, as_json=arguments.json, nothing="No VMs; 'vmtokenctl vm add NAME' makes one known."
+    )
+
+
+async def _remove(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        await broker.RemoveVm(pb.RemoveVmRequest(vm=arguments.vm))
+    say(f"VM '{arguments.vm}' is forgotten.")
+
+
+async def _enroll(arguments: argparse.Namespace) -> None:
+    key = None if arguments.request else ec.generate_private_key(ec.SECP256R1())
+    request = read_request(arguments.request) if key is None else _request(key, arguments.vm)
+    async with admin(arguments) as broker:
+        answer = await broker.EnrollVm(pb.EnrollVmRequest(vm=arguments.vm, certificate_request=request))
+    _write(arguments.directory, answer, key)
+    say(f"VM '{arguments.vm}' is enrolled; its files are in {arguments.directory}.")
+
+
+async def _bind(arguments: argparse.Namespace) -> None:
+    request = pb.BindRequest(vm=arguments.vm, token=arguments.token, name=arguments.name)
+    async with admin(arguments) as broker:
+        await broker.Bind(request)
+    say(f"VM '{arguments.vm}' may use token '{arguments.token}'.")
+
+
+async def _unbind(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        await broker.Unbind(pb.UnbindRequest(vm=arguments.vm, name=arguments.name))
+    say(f"VM '{arguments.vm}' has no token '{arguments.name}' any more.")
+
+
+def _row(vm: pb.Vm) -> Row:
+    return {
+        "name": vm.name,
+        "uuid": vm.uuid,
+        "tokens": [
+            each.name if each.name == each.token else f"{each.name} ({each.token})" for each in vm.bindings
+        ],
+        "handshakes": vm.handshakes,
+        "enrolled": bool(vm.certificate_sha256),
+        "certificate_sha256": vm.certificate_sha256.hex(),
+        "socket": vm.socket,
+    }
+
+
+def _binding(binding: pb.Binding) -> str:
+    return binding.name if binding.name == binding.token else f"{binding.name} ({binding.token})"
+
+
+def _request(key: ec.EllipticCurvePrivateKey, vm: str) -> bytes:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, vm)])
+    return x509.CertificateSigningRequestBuilder(subject).sign(key, SHA256()).public_bytes(Encoding.DER)
+
+
+def _write(directory: Path, answer: pb.EnrollVmResponse, key: ec.EllipticCurvePrivateKey | None) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if key is not None:
+        octets = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_private(directory / "enrolment.key", octets)
+    (directory / "enrolment.pem").write_bytes(pem(answer.certificate))
+    (directory / "ca.pem").write_bytes(pem(answer.ca_certificate))

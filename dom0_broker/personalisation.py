@@ -1,0 +1,150 @@
+"""The use cases of dom0's operator for tokens: make, make known, personalise, forget.
+
+Work on a card runs in the token's own thread, between two handshakes. Every change is in the audit log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from dom0_broker.administration import recorded
+from dom0_broker.audit import Fields
+from dom0_broker.domains import checked_name
+from dom0_broker.elements import Elements
+from dom0_broker.handshake import Desk
+from dom0_broker.inventory import Token
+from dom0_broker.store import Store, TokenRecord
+from vmtoken.cards.profile import KeyAlgorithm
+from vmtoken.errors import AlreadyExists, InvalidRequest
+from vmtoken.secret import SecretBytes
+
+if TYPE_CHECKING:
+    from dom0_broker.backends.registry import TokenIssuer
+
+__all__ = ["KeyAlgorithm", "TokenAdministration"]
+
+Result = TypeVar("Result")
+
+_OPERATOR: Final = uuid.UUID(int=0)
+"""Stands for the operator in a token's queue, who waits in turn with the VMs."""
+
+_WAIT: Final = 30.0
+"""Seconds that the operator waits for a token that VMs are using."""
+
+
+class TokenAdministration:
+    """Tokens. Used from the event loop; cards and store work in threads."""
+
+    def __init__(self, store: Store, desk: Desk, elements: Elements) -> None:
+        self._store = store
+        self._desk = desk
+        self._elements = elements
+        self._one_at_a_time = asyncio.Lock()
+
+    async def create(self, name: str, uri: str, algorithm: KeyAlgorithm) -> tuple[str, bytes]:
+        """A new token with a key pair inside: its URI and public key. Raises `AlreadyExists`, `Conflict`."""
+        uri = uri or f"soft:{name}"
+        async with self._one_at_a_time:
+            self._check_free(name, uri)
+            record = await asyncio.to_thread(self._elements.create, name, uri)
+            try:
+                await asyncio.to_thread(self._store.add_token, record)
+            except BaseException:
+                self._elements.delete(record)
+                raise
+            token = self._desk.inventory.put_token(record)
+            await self._record("token-created", token, {"uri": uri, "algorithm": algorithm.name})
+        return uri, await self._issue(token, lambda issuer: issuer.generate_key(algorithm))
+
+    async def add(
+        self, name: str, uri: str, user_pin: SecretBytes | None, operator_pin: SecretBytes | None
+    ) -> Token:
+        """Make a token known that exists. Raises `AlreadyExists`, `InvalidRequest`."""
+        async with self._one_at_a_time:
+            self._check_free(name, uri)
+            record = self._elements.record(name, uri, user_pin, operator_pin)
+            await asyncio.to_thread(self._store.add_token, record)
+            token = self._desk.inventory.put_token(record)
+            await self._record("token-added", token, {"uri": uri})
+        return token
+
+    async def remove(self, name: str, *, destroy: bool) -> None:
+        """Forget a token, and destroy the element if asked. Raises `NotFound`, `Conflict` (it is bound)."""
+        async with self._one_at_a_time:
+            token = self._desk.inventory.token(name)
+            await asyncio.to_thread(self._store.remove_token, name)
+            await self._desk.inventory.remove_token(name)
+            self._desk.sessions.forget_token(name)
+            if destroy:
+                await asyncio.to_thread(self._elements.delete, token.record)
+            await self._record("token-destroyed" if destroy else "token-removed", token)
+
+    async def certificate_request(self, name: str, subject: str, dns_names: Sequence[str]) -> bytes:
+        """PKCS#10, DER, signed inside the token. Raises `NotFound`, `InvalidRequest`, card errors."""
+        token = self._desk.inventory.token(name)
+        names = tuple(dns_names)
+        return await self._issue(token, lambda issuer: issuer.certificate_request(subject, names))
+
+    async def install_certificate(self, name: str, chain: Sequence[bytes]) -> None:
+        """Store a chain, leaf first. Raises `Conflict` when it does not match the key."""
+        token = self._desk.inventory.token(name)
+        certificates = tuple(chain)
+        await self._issue(token, lambda issuer: issuer.install_certificate_chain(certificates))
+        self._desk.sessions.forget_token(name)
+        await self._record("certificate-installed", token, {"certificates": len(certificates)})
+
+    async def install_trust(self, name: str, anchors: Sequence[bytes]) -> None:
+        """Store trust anchors; sessions made with the earlier ones are not resumed."""
+        token = self._desk.inventory.token(name)
+        certificates = tuple(anchors)
+        await self._issue(token, lambda issuer: issuer.install_trust_anchors(certificates))
+        self._desk.sessions.forget_token(name)
+        await self._record("trust-installed", token, {"anchors": len(certificates)})
+
+    async def use_pin(self, name: str, user_pin: SecretBytes) -> None:
+        """Use another user PIN from now on, after it was tried once. Raises `PinRejected`, `PinBlocked`."""
+        if not len(user_pin):
+            raise InvalidRequest("The PIN is empty.")
+        async with self._one_at_a_time:
+            token = self._desk.inventory.token(name)
+            earlier = token.record
+            record = self._elements.record(name, earlier.uri, user_pin, None)
+            token.record = TokenRecord(name, earlier.uri, record.sealed_user_pin, earlier.sealed_operator_pin)
+            try:
+                await self._alone(token, lambda: None)
+                await token.worker.run(lambda _: None)
+            except BaseException:
+                token.record = earlier
+                raise
+            assert record.sealed_user_pin is not None, "a PIN was given"
+            await asyncio.to_thread(self._store.set_user_pin, name, record.sealed_user_pin)
+            await self._record("pin-changed", token)
+
+    async def _issue(self, token: Token, work: Callable[[TokenIssuer], Result]) -> Result:
+        """Personalise a card while nobody else has it."""
+
+        def issue() -> Result:
+            with closing(self._elements.open_issuer(token.record)) as issuer:
+                return work(issuer)
+
+        return await self._alone(token, issue)
+
+    async def _alone(self, token: Token, work: Callable[[], Result]) -> Result:
+        end = asyncio.get_running_loop().time() + _WAIT
+        await token.admission.acquire(_OPERATOR, end)
+        try:
+            return await token.worker.run_closed(work)
+        finally:
+            token.admission.release()
+
+    def _check_free(self, name: str, uri: str) -> None:
+        checked_name(name, "token")
+        if any(name == each.name or uri == each.record.uri for each in self._desk.inventory.tokens()):
+            raise AlreadyExists(f"There is a token '{name}' or one at {uri} already.")
+
+    async def _record(self, event: str, token: Token, fields: Fields | None = None) -> None:
+        await recorded(self._desk.audit, event, {"token": token.name, **(fields or {})})

@@ -1,0 +1,44 @@
+"""Secrets at rest: AES-256-GCM under a key made of the host's sealing key and a fresh salt.
+
+The purpose is authenticated, so that one token's PIN does not open in the place of another's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from vmtoken.errors import Conflict
+from vmtoken.secret import SecretBytes
+
+_SALT_LENGTH: Final = 32
+_NONCE: Final = bytes(12)
+"""Constant: every salt makes another key."""
+
+
+class Safe:
+    """Seals secrets for this host."""
+
+    def __init__(self, sealing_key: SecretBytes) -> None:
+        self._sealing_key = sealing_key
+
+    def seal(self, secret: SecretBytes, purpose: str) -> bytes:
+        """Octets that are of no use without the host's sealing key."""
+        salt = os.urandom(_SALT_LENGTH)
+        return salt + self._cipher(salt).encrypt(_NONCE, secret.reveal(), purpose.encode())
+
+    def open(self, sealed: bytes, purpose: str) -> SecretBytes:
+        """The secret again. Raises `Conflict` if it was not sealed here, or for another purpose."""
+        salt = sealed[:_SALT_LENGTH]
+        try:
+            return SecretBytes(self._cipher(salt).decrypt(_NONCE, sealed[_SALT_LENGTH:], purpose.encode()))
+        except (InvalidTag, ValueError) as error:
+            raise Conflict(f"The secret for {purpose} was not sealed on this host, or is damaged.") from error
+
+    def _cipher(self, salt: bytes) -> AESGCM:
+        return AESGCM(HKDF(SHA256(), 32, salt, b"vmtoken broker").derive(self._sealing_key.reveal()))

@@ -1,0 +1,271 @@
+"""AdminService: what dom0's operator may ask, on a socket that only root opens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from dom0_broker.administration import VmAdministration
+from dom0_broker.handshake import Desk
+from dom0_broker.inventory import Token, TokenState
+from dom0_broker.personalisation import KeyAlgorithm, TokenAdministration
+from dom0_broker.policy import Outcome, Policy, PolicyError
+from dom0_broker.sessions import Summary
+from dom0_broker.store import VmRecord
+from vmtoken.errors import InvalidRequest
+from vmtoken.rpc import convert
+from vmtoken.secret import SecretBytes
+from vmtoken.tls.codes import ProtocolVersion
+from vmtoken.token import Assurance
+from vmtoken.v1 import admin_service_pb2 as pb
+from vmtoken.v1 import admin_service_pb2_grpc, token_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_ALGORITHMS: Final = {
+    pb.KEY_ALGORITHM_UNSPECIFIED: KeyAlgorithm.ECDSA_P256,
+    pb.KEY_ALGORITHM_P256: KeyAlgorithm.ECDSA_P256,
+    pb.KEY_ALGORITHM_P384: KeyAlgorithm.ECDSA_P384,
+    pb.KEY_ALGORITHM_ED25519: KeyAlgorithm.ED25519,
+    pb.KEY_ALGORITHM_RSA2048: KeyAlgorithm.RSA_2048,
+    pb.KEY_ALGORITHM_RSA3072: KeyAlgorithm.RSA_3072,
+    pb.KEY_ALGORITHM_ML_DSA_44: KeyAlgorithm.ML_DSA_44,
+    pb.KEY_ALGORITHM_ML_DSA_65: KeyAlgorithm.ML_DSA_65,
+    pb.KEY_ALGORITHM_ML_DSA_87: KeyAlgorithm.ML_DSA_87,
+}
+
+_MOST_HANDSHAKES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerControl:
+    """The broker as a whole, as far as the operator steers it."""
+
+    started: datetime
+    draining: Callable[[], bool]
+    reload: Callable[[], Awaitable[tuple[Policy, list[str]]]]
+    tcp_address: Callable[[], str]
+
+
+class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
+    """Converts, calls a use case, converts."""
+
+    def __init__(
+        self, desk: Desk, vms: VmAdministration, tokens: TokenAdministration, control: BrokerControl
+    ) -> None:
+        self._desk = desk
+        self._vms = vms
+        self._tokens = tokens
+        self._control = control
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        """What runs, since when, and what is wrong."""
+        policy, head = self._desk.policy(), self._desk.audit.head
+        return pb.StatusResponse(
+            version=metadata.version("vmtoken"),
+            started=_timestamp(self._control.started),
+            draining=self._control.draining(),
+            vms=len(self._vms.vms()),
+            tokens=await self._token_states(self._desk.inventory.tokens()),
+            policy_rules=len(policy.rules),
+            policy_error=policy.error,
+            audit_sequence=head.sequence,
+            audit_head=bytes.fromhex(head.digest),
+            audit_path=str(self._desk.audit.path),
+            tcp_address=self._control.tcp_address(),
+        )
+
+    async def Reload(self, request: pb.ReloadRequest, context: Context) -> pb.ReloadResponse:
+        """Read configuration and policy again."""
+        try:
+            policy, needs_restart = await self._control.reload()
+        except PolicyError as error:
+            raise InvalidRequest(f"The earlier policy stays in force: {error}") from error
+        return pb.ReloadResponse(policy_rules=len(policy.rules), needs_restart=needs_restart)
+
+    async def AddVm(self, request: pb.AddVmRequest, context: Context) -> pb.AddVmResponse:
+        """Make a VM known."""
+        return pb.AddVmResponse(vm=self._vm(await self._vms.add(request.name, request.uuid)))
+
+    async def ListVms(self, request: pb.ListVmsRequest, context: Context) -> pb.ListVmsResponse:
+        """All VMs."""
+        return pb.ListVmsResponse(vms=map(self._vm, self._vms.vms()))
+
+    async def RemoveVm(self, request: pb.RemoveVmRequest, context: Context) -> pb.RemoveVmResponse:
+        """Forget a VM."""
+        await self._vms.remove(request.vm)
+        return pb.RemoveVmResponse()
+
+    async def EnrollVm(self, request: pb.EnrollVmRequest, context: Context) -> pb.EnrollVmResponse:
+        """Sign an enrolment certificate."""
+        certificate, ca = await self._vms.enroll(request.vm, request.certificate_request)
+        return pb.EnrollVmResponse(certificate=certificate, ca_certificate=ca)
+
+    async def Bind(self, request: pb.BindRequest, context: Context) -> pb.BindResponse:
+        """Let a VM use a token."""
+        await self._vms.bind(request.vm, request.token, request.name)
+        return pb.BindResponse()
+
+    async def Unbind(self, request: pb.UnbindRequest, context: Context) -> pb.UnbindResponse:
+        """Take a token away from a VM."""
+        await self._vms.unbind(request.vm, request.name)
+        return pb.UnbindResponse()
+
+    async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:
+        """Make a new token."""
+        algorithm = _ALGORITHMS.get(request.algorithm)
+        if algorithm is None:
+            raise InvalidRequest("A key algorithm that this broker does not know; is vmtokenctl newer?")
+        uri, public_key = await self._tokens.create(request.name, request.uri, algorithm)
+        return pb.CreateTokenResponse(public_key=public_key, uri=uri)
+
+    async def AddToken(self, request: pb.AddTokenRequest, context: Context) -> pb.AddTokenResponse:
+        """Make an existing token known."""
+        user, operator = _pin(request.user_pin), _pin(request.operator_pin)
+        token = await self._tokens.add(request.name, request.uri, user, operator)
+        return pb.AddTokenResponse(token=self._token(token, await token.state()))
+
+    async def ListAllTokens(
+        self, request: pb.ListAllTokensRequest, context: Context
+    ) -> pb.ListAllTokensResponse:
+        """All tokens."""
+        inventory = self._desk.inventory
+        tokens = [inventory.token(request.name)] if request.name else inventory.tokens()
+        return pb.ListAllTokensResponse(tokens=await self._token_states(tokens))
+
+    async def RemoveToken(self, request: pb.RemoveTokenRequest, context: Context) -> pb.RemoveTokenResponse:
+        """Forget a token."""
+        await self._tokens.remove(request.name, destroy=request.destroy)
+        return pb.RemoveTokenResponse()
+
+    async def CreateCertificateRequest(
+        self, request: pb.CreateCertificateRequestRequest, context: Context
+    ) -> pb.CreateCertificateRequestResponse:
+        """A PKCS#10 request, signed inside the token."""
+        csr = await self._tokens.certificate_request(request.name, request.subject, request.dns_names)
+        return pb.CreateCertificateRequestResponse(certificate_request=csr)
+
+    async def InstallCertificate(
+        self, request: pb.InstallCertificateRequest, context: Context
+    ) -> pb.InstallCertificateResponse:
+        """Store the certificate chain."""
+        await self._tokens.install_certificate(request.name, request.certificates)
+        return pb.InstallCertificateResponse()
+
+    async def InstallTrust(
+        self, request: pb.InstallTrustRequest, context: Context
+    ) -> pb.InstallTrustResponse:
+        """Store the trust anchors."""
+        await self._tokens.install_trust(request.name, request.anchors)
+        return pb.InstallTrustResponse()
+
+    async def SetTokenPin(self, request: pb.SetTokenPinRequest, context: Context) -> pb.SetTokenPinResponse:
+        """Use another user PIN."""
+        await self._tokens.use_pin(request.name, SecretBytes(request.user_pin))
+        return pb.SetTokenPinResponse()
+
+    async def ListHandshakes(
+        self, request: pb.ListHandshakesRequest, context: Context
+    ) -> pb.ListHandshakesResponse:
+        """The latest handshakes."""
+        vm = self._desk.inventory.vm(request.vm).identity.uuid if request.vm else None
+        summaries = self._desk.sessions.history(min(request.limit or 50, _MOST_HANDSHAKES), vm)
+        return pb.ListHandshakesResponse(handshakes=map(_summary, summaries))
+
+    async def TestPolicy(self, request: pb.TestPolicyRequest, context: Context) -> pb.TestPolicyResponse:
+        """Which rule would decide."""
+        outcomes = await self._vms.policy_outcomes(
+            request.vm, request.server_name, request.token, request.certificates
+        )
+        return pb.TestPolicyResponse(outcomes=map(_outcome, outcomes))
+
+    async def _token_states(self, tokens: list[Token]) -> list[pb.TokenStatus]:
+        states = await asyncio.gather(*(token.state() for token in tokens))
+        return [self._token(token, state) for token, state in zip(tokens, states, strict=True)]
+
+    def _token(self, token: Token, state: TokenState) -> pb.TokenStatus:
+        status = pb.TokenStatus(
+            name=token.name,
+            uri=token.record.uri,
+            ready=state.problem is None,
+            waiting=token.admission.waiting,
+            busy=token.admission.busy,
+            vms=self._desk.inventory.vms_of(token.name),
+            completed=token.completed,
+            failed=token.failed,
+        )
+        if state.problem is not None:
+            status.not_ready.CopyFrom(convert.error_to_pb(state.problem))
+        if state.description is not None:
+            status.assurance = convert.assurance_to_pb(state.description.assurance)
+            status.serial = state.description.serial
+            status.application = state.description.application
+            status.certificates.extend(state.description.certificate_chain)
+        return status
+
+    def _vm(self, record: VmRecord) -> pb.Vm:
+        uuid = record.identity.uuid
+        path: Path | None = self._vms.socket(uuid)
+        bindings = [pb.Binding(name=name, token=token) for name, token in self._vms.bindings(uuid)]
+        return pb.Vm(
+            name=record.identity.name,
+            uuid=str(uuid),
+            certificate_sha256=record.certificate_sha256 or b"",
+            socket=str(path or ""),
+            bindings=bindings,
+            handshakes=self._vms.handshakes(uuid),
+        )
+
+
+def _pin(octets: bytes) -> SecretBytes | None:
+    return SecretBytes(octets) if octets else None
+
+
+def _outcome(outcome: Outcome) -> pb.PolicyOutcome:
+    return pb.PolicyOutcome(
+        rule=outcome.rule, text=outcome.text, allow=outcome.allow, condition=outcome.condition
+    )
+
+
+def _summary(summary: Summary) -> pb.HandshakeSummary:
+    return pb.HandshakeSummary(
+        session_id=summary.session_id,
+        started=_timestamp(summary.started),
+        vm=summary.vm,
+        token=summary.token,
+        server_name=summary.server_name,
+        port=summary.port,
+        outcome=summary.outcome,
+        rule=summary.rule,
+        version=_version(summary.version),
+        cipher_suite=summary.cipher_suite,
+        group=summary.group,
+        resumed=summary.resumed,
+        assurance=_assurance(summary.assurance),
+        total_microseconds=round(summary.total * 1e6),
+        queue_microseconds=round(summary.queue * 1e6),
+        token_microseconds=round(summary.in_token * 1e6),
+        server_certificate_sha256=summary.leaf_sha256,
+    )
+
+
+def _version(version: ProtocolVersion | None) -> token_pb2.TlsVersion.ValueType:
+    return convert.version_to_pb(version) if version else token_pb2.TLS_VERSION_UNSPECIFIED
+
+
+def _assurance(assurance: Assurance | None) -> token_pb2.Assurance.ValueType:
+    return convert.assurance_to_pb(assurance) if assurance else token_pb2.ASSURANCE_UNSPECIFIED
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
