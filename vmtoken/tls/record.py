@@ -22,6 +22,8 @@ from vmtoken.tls.key_block import MAX_PLAINTEXT
 from vmtoken.tls.key_schedule import traffic_keys
 from vmtoken.tls.suites import NONCE_LENGTH, TAG_LENGTH, Suite
 
+Octets = bytes | bytearray | memoryview
+
 HEADER_LENGTH = 5
 """Octets of a record before its fragment: content type, version, length."""
 
@@ -45,7 +47,12 @@ class RecordReader:
         """True on a record boundary."""
         return not self._held
 
-    def receive(self, data: bytes | memoryview) -> None:
+    @property
+    def held(self) -> bytes:
+        """What was received and not given out yet."""
+        return bytes(self._held)
+
+    def receive(self, data: Octets) -> None:
         """Take octets, for `next_record`."""
         self._held += data
 
@@ -61,7 +68,7 @@ class RecordReader:
         del self._held[:length]
         return record
 
-    def records(self, data: bytes | memoryview) -> Iterator[memoryview]:
+    def records(self, data: Octets) -> Iterator[memoryview]:
         """The whole records of what is held and `data`, without copying more than a record that was cut.
 
         A view is good until the next one is asked for. What is left over is held. Raises as `next_record`.
@@ -107,11 +114,11 @@ class RecordProtection(Protocol):
         """How many more records this key may protect (RFC 8446 section 5.5)."""
         ...
 
-    def protect(self, content_type: int, data: bytes | memoryview) -> bytearray:
+    def protect(self, content_type: int, data: Octets) -> bytearray:
         """One or more whole records for `data`; raises `SequenceExhausted` before anything is protected."""
         ...
 
-    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
         """Content type and plaintext of one whole record.
 
         Raises `BadRecordMac`, `RecordOverflow`, `UnexpectedMessage`.
@@ -143,7 +150,7 @@ class NoProtection:
         self.limit = limit
         self.sequence = 0
 
-    def protect(self, content_type: int, data: bytes | memoryview) -> bytearray:
+    def protect(self, content_type: int, data: Octets) -> bytearray:
         """Whole records for `data`."""
         view = memoryview(data)
         output = bytearray()
@@ -153,7 +160,7 @@ class NoProtection:
             output += piece
         return output
 
-    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
         """Content type and content; raises `RecordOverflow`."""
         fragment = memoryview(record)[HEADER_LENGTH:]
         if len(fragment) > MAX_PLAINTEXT:
@@ -270,7 +277,7 @@ class _AeadProtection:
         """How many more records this key may protect."""
         return max(0, self._suite.record_limit - self._sequence)
 
-    def protect(self, content_type: int, data: bytes | memoryview) -> bytearray:
+    def protect(self, content_type: int, data: Octets) -> bytearray:
         """One or more whole records for `data`."""
         view = memoryview(data)
         limit, overhead = self.limit, self.overhead
@@ -303,7 +310,7 @@ class _Protection13(_AeadProtection):
 
     overhead = HEADER_LENGTH + 1 + TAG_LENGTH
 
-    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
         """The outer type must be application_data; padding is taken off."""
         if record[0] != ContentType.APPLICATION_DATA:
             raise UnexpectedMessage(f"a record of type {record[0]} in clear where records are encrypted")
@@ -339,7 +346,7 @@ class _Protection12(_AeadProtection):
 
     overhead = HEADER_LENGTH + TAG_LENGTH
 
-    def unprotect(self, record: bytes | memoryview) -> tuple[int, memoryview]:
+    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
         """The content type is in clear, and authenticated."""
         prefix = self.overhead - TAG_LENGTH
         length = len(record) - self.overhead

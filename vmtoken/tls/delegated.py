@@ -1,0 +1,315 @@
+"""DelegatedConnection: a token elsewhere ran the handshake, we take over its key block and do the records.
+
+    connection = DelegatedConnection(key_block)
+    connection.send_data(request)
+    write(connection.data_to_send())
+    connection.receive_data(read())
+    while not isinstance(event := connection.next_event(), NeedData):
+        ...
+
+Both versions, no I/O. KeyUpdate (RFC 8446 section 4.6.3) goes on by itself: when the peer asks, and
+before a key is used up (section 5.5).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from vmtoken.secret import SecretBytes
+from vmtoken.tls.codes import (
+    AlertDescription,
+    AlertLevel,
+    ContentType,
+    HandshakeType,
+    KeyUpdateRequest,
+    ProtocolVersion,
+)
+from vmtoken.tls.errors import (
+    AlertReceived,
+    ConnectionClosed,
+    IllegalParameter,
+    LocalError,
+    PeerError,
+    SequenceExhausted,
+    TlsError,
+    TruncatedStream,
+    UnexpectedMessage,
+)
+from vmtoken.tls.events import Closed, DataReceived, NeedData, TicketReceived
+from vmtoken.tls.key_block import KeyBlock
+from vmtoken.tls.key_schedule import next_traffic_secret
+from vmtoken.tls.messages import HelloRequest, KeyUpdate, NewSessionTicket13, decode_message, encode_message
+from vmtoken.tls.reassembly import HandshakeReassembler
+from vmtoken.tls.record import (
+    Alert,
+    FloodGuard,
+    Octets,
+    RecordProtection,
+    RecordReader,
+    record_protection,
+)
+from vmtoken.tls.suites import Suite, suite_of
+
+UPDATE_MARGIN = 1 << 16
+"""A key is replaced when so few records are left to it: a GiB, so that the peer has time to follow."""
+
+ALERT_RESERVE = 2
+"""Records kept back for alerts when a TLS 1.2 key is used up, which nothing can replace."""
+
+RecordEvent = NeedData | DataReceived | TicketReceived | Closed
+
+
+class DelegatedConnection:
+    """The record layer of one session. After a `TlsError` from `next_event` the session is over."""
+
+    __slots__ = (
+        "_close_sent",
+        "_events",
+        "_failure",
+        "_guard",
+        "_outgoing",
+        "_peer_closed",
+        "_pieces",
+        "_reader",
+        "_reassembler",
+        "_receiving",
+        "_sending",
+        "_version",
+    )
+
+    def __init__(self, key_block: KeyBlock) -> None:
+        """Start where the handshake ended; the secrets are copied, the key block may be wiped."""
+        suite = suite_of(key_block.cipher_suite)
+        assert suite is not None  # KeyBlock checked it
+        self._version = key_block.version
+        self._sending = _Direction(
+            suite, key_block.client_secret, key_block.client_sequence, key_block.send_limit
+        )
+        self._receiving = _Direction(
+            suite, key_block.server_secret, key_block.server_sequence, key_block.receive_limit
+        )
+        self._reader = RecordReader()
+        self._reassembler = HandshakeReassembler()
+        self._guard = FloodGuard()
+        self._outgoing = bytearray()
+        self._pieces: list[memoryview] = []
+        self._events: deque[DataReceived | TicketReceived] = deque()
+        self._close_sent = False
+        self._peer_closed = False
+        self._failure: TlsError | None = None
+
+    def data_to_send(self) -> bytes | bytearray:
+        """Whole records for the server, each once; the caller owns the buffer."""
+        outgoing, self._outgoing = self._outgoing, bytearray()
+        return outgoing
+
+    def send_data(self, data: Octets) -> None:
+        """Encrypt application data of any length into as few records as the server's limit allows.
+
+        Raises `ConnectionClosed` after `close` or an error, `SequenceExhausted` when a TLS 1.2 key
+        is used up (RFC 9325 section 4.4).
+        """
+        if self._close_sent:
+            raise ConnectionClosed("the sending half of the session is closed")
+        if not data:
+            return
+        count = -(-len(data) // self._sending.protection.limit)
+        if self._sending.protection.records_left < count + UPDATE_MARGIN:
+            self._renew_sending_key(count)
+        self._send(ContentType.APPLICATION_DATA, data)
+
+    def receive_data(self, data: Octets) -> None:
+        """Take octets from the server, in pieces of any size; nothing of `data` is kept by reference.
+
+        Many records at once are the fast way: 64 KiB or more. What comes after the end is ignored
+        (RFC 8446 section 6.1).
+        """
+        if self._peer_closed or self._failure is not None:
+            return
+        try:
+            self._take_records(data)
+            self._ask_for_new_key()
+        except PeerError as error:
+            self._end(error)
+            self._send_alert(AlertLevel.FATAL, error.alert)
+        except AlertReceived as error:
+            self._end(error)
+        self._join_pieces()
+
+    def receive_eof(self) -> None:
+        """TCP ended; unless close_notify came before, `next_event` raises `TruncatedStream` in the end."""
+        if not self._peer_closed and self._failure is None:
+            self._end(TruncatedStream("TCP ended without close_notify: data may be missing"))
+
+    def next_event(self) -> RecordEvent:
+        """What came, in order; then `NeedData`, or for ever `Closed` or the error that ended the session."""
+        if self._events:
+            return self._events.popleft()
+        if self._failure is not None:
+            raise self._failure
+        return _CLOSED if self._peer_closed else _NEED_DATA
+
+    def update_keys(self, *, request_peer: bool = False) -> None:
+        """Change our key now, and ask the server to change its own; only in TLS 1.3."""
+        if self._version != ProtocolVersion.TLS_1_3:
+            raise LocalError("TLS 1.2 has no KeyUpdate")
+        if self._close_sent:
+            raise ConnectionClosed("the sending half of the session is closed")
+        request = KeyUpdateRequest.UPDATE_REQUESTED if request_peer else KeyUpdateRequest.UPDATE_NOT_REQUESTED
+        self._send(ContentType.HANDSHAKE, encode_message(KeyUpdate(request)))
+        self._sending.update()
+
+    def close(self) -> None:
+        """Send close_notify; the server may go on sending, and we receiving (RFC 8446 section 6.1)."""
+        self._send_alert(AlertLevel.WARNING, AlertDescription.CLOSE_NOTIFY)
+        self._close_sent = True
+
+    # Sending.
+
+    def _send(self, content_type: ContentType, data: Octets) -> None:
+        records = self._sending.protection.protect(content_type, data)
+        if self._outgoing:
+            self._outgoing += records
+        else:
+            self._outgoing = records
+
+    def _send_alert(self, level: AlertLevel, description: AlertDescription) -> None:
+        """A fatal alert ends the sending half."""
+        if self._close_sent:
+            return
+        self._send(ContentType.ALERT, Alert(level, description).encode())
+        self._close_sent = level == AlertLevel.FATAL
+
+    def _renew_sending_key(self, count: int) -> None:
+        if self._version == ProtocolVersion.TLS_1_3:
+            self.update_keys()
+        elif self._sending.protection.records_left < count + ALERT_RESERVE:
+            raise SequenceExhausted("the key of the session is used up; open another session")
+
+    def _ask_for_new_key(self) -> None:
+        """Once for each key of the server that wears out; and answer the server's own request, if any."""
+        if self._close_sent or self._version != ProtocolVersion.TLS_1_3:
+            return
+        receiving = self._receiving
+        if receiving.protection.records_left < UPDATE_MARGIN and not receiving.update_requested:
+            receiving.update_requested = True
+            self.update_keys(request_peer=True)
+        elif self._sending.update_requested:
+            self.update_keys()
+
+    # Receiving.
+
+    def _take_records(self, data: Octets) -> None:
+        for record in self._reader.records(data):
+            self._take_record(record)
+            if self._peer_closed:
+                return
+
+    def _take_record(self, record: memoryview) -> None:
+        content_type, content = self._receiving.protection.unprotect(record)
+        if content_type == ContentType.HANDSHAKE:
+            self._take_handshake(content)
+        elif not self._reassembler.is_empty:
+            raise UnexpectedMessage("another record in the middle of a handshake message")
+        elif content_type == ContentType.APPLICATION_DATA:
+            self._take_application_data(content)
+        elif content_type == ContentType.ALERT:
+            self._take_alert(Alert.decode(content))
+        else:
+            raise UnexpectedMessage("change_cipher_spec after the handshake")
+
+    def _take_application_data(self, content: memoryview) -> None:
+        if content:
+            self._guard.progress()
+            self._pieces.append(content)
+        else:
+            self._guard.empty_record()
+
+    def _take_alert(self, alert: Alert) -> None:
+        """RFC 8446 section 6: any alert of TLS 1.3 but the two closure alerts is fatal, whatever its level."""
+        if alert.description == AlertDescription.CLOSE_NOTIFY:
+            self._peer_closed = True
+            self._receiving.wipe()
+        elif alert.description == AlertDescription.USER_CANCELED or (
+            alert.level == AlertLevel.WARNING and self._version == ProtocolVersion.TLS_1_2
+        ):
+            self._guard.warning()
+        else:
+            raise AlertReceived(alert.level, alert.description)
+
+    def _take_handshake(self, fragment: memoryview) -> None:
+        self._reassembler.add(fragment)
+        while (encoded := self._reassembler.next_message()) is not None:
+            message = decode_message(encoded, self._version)
+            match message:
+                case NewSessionTicket13():
+                    self._join_pieces()
+                    self._events.append(TicketReceived(encoded))
+                case KeyUpdate():
+                    self._take_key_update(message)
+                case HelloRequest():
+                    self._refuse_renegotiation()
+                case _:
+                    raise UnexpectedMessage(message.handshake_type, _EXPECTED[self._version])
+
+    def _take_key_update(self, message: KeyUpdate) -> None:
+        self._guard.key_update()
+        if not self._reassembler.is_empty:
+            raise UnexpectedMessage("a handshake message after KeyUpdate in its record")  # section 5.1
+        if message.request_update not in _UPDATE_REQUESTS:
+            raise IllegalParameter(f"request_update of KeyUpdate is {message.request_update}")
+        self._receiving.update()
+        if message.request_update == KeyUpdateRequest.UPDATE_REQUESTED:
+            self._sending.update_requested = True
+
+    def _refuse_renegotiation(self) -> None:
+        """RFC 5246 section 7.2.2: a warning, and the server decides whether to go on."""
+        self._guard.warning()
+        self._send_alert(AlertLevel.WARNING, AlertDescription.NO_RENEGOTIATION)
+
+    def _join_pieces(self) -> None:
+        """All the data of one `receive_data` is one event, unless something comes in between."""
+        if self._pieces:
+            self._events.append(DataReceived(b"".join(self._pieces)))
+            self._pieces.clear()
+
+    def _end(self, failure: TlsError) -> None:
+        self._failure = failure
+        self._receiving.wipe()
+
+
+class _Direction:
+    """The key of one direction and, in TLS 1.3, the secret that the next key comes from."""
+
+    __slots__ = ("_secret", "_suite", "protection", "update_requested")
+
+    protection: RecordProtection
+
+    def __init__(self, suite: Suite, secret: SecretBytes, sequence: int, limit: int) -> None:
+        self._suite = suite
+        self._secret = SecretBytes(secret.reveal())
+        self.protection = record_protection(suite, self._secret.reveal(), sequence, limit)
+        self.update_requested = False
+        """The one who receives in this direction has asked for a new key and does not have it yet."""
+
+    def update(self) -> None:
+        """Go on to the next key (RFC 8446 section 7.2)."""
+        secret = SecretBytes(next_traffic_secret(self._suite, self._secret.reveal()))
+        self._secret.wipe()
+        self._secret = secret
+        self.protection = record_protection(self._suite, secret.reveal(), limit=self.protection.limit)
+        self.update_requested = False
+
+    def wipe(self) -> None:
+        """Forget the secret; there will be no next key."""
+        self._secret.wipe()
+
+
+_NEED_DATA = NeedData()
+_CLOSED = Closed()
+
+_UPDATE_REQUESTS = frozenset(KeyUpdateRequest)
+_EXPECTED = {
+    ProtocolVersion.TLS_1_2: (HandshakeType.HELLO_REQUEST,),
+    ProtocolVersion.TLS_1_3: (HandshakeType.NEW_SESSION_TICKET, HandshakeType.KEY_UPDATE),
+}
