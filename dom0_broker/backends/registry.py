@@ -1,0 +1,38 @@
+"""Backends by URI scheme: `soft:NAME` is a software element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
+from vmtoken.errors import InvalidRequest
+from vmtoken.secret import SecretBytes
+
+__all__ = ["BackendSettings", "Pins", "TokenBackend", "TokenIssuer", "backend_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """What backends are told when they are made."""
+
+    elements_directory: Path
+    """Where software elements keep their sealed files."""
+
+    sealing_key: SecretBytes
+    """The host's, from `software.sealing.load_sealing_key`; never in configuration."""
+
+    pin_reserve: int = 1
+    """Tries of a PIN that are never spent: with so many left, or fewer, it is not tried."""
+
+
+def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
+    """A backend, to be kept: it knows what it has open. Raises `InvalidRequest` for other schemes."""
+    match scheme:
+        case "soft":
+            from dom0_broker.backends.software.backend import SoftwareBackend
+
+            return SoftwareBackend(
+                settings.elements_directory, settings.sealing_key, pin_reserve=settings.pin_reserve
+            )
+    raise InvalidRequest(f"there are no tokens of the scheme {scheme!r}: use soft:NAME")

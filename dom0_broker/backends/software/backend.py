@@ -1,0 +1,109 @@
+"""SoftwareBackend: `soft:NAME` is a sealed file in the state directory."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from dom0_broker.backends.base import Pins
+from dom0_broker.backends.software.element import DEFAULT_OPTIONS, ElementOptions, SoftwareElement
+from dom0_broker.backends.software.files import sync_directory
+from dom0_broker.backends.software.keystore import Keystore, fresh_contents
+from dom0_broker.backends.software.pin import OPERATOR_TRIES, USER_TRIES, StoredPin, is_acceptable
+from vmtoken.cards.eap_tls import EapTlsCard
+from vmtoken.cards.issuer import EapTlsIssuer
+from vmtoken.errors import InvalidRequest, TokenNotFound
+from vmtoken.iso7816.commands import pad_pin
+from vmtoken.secret import SecretBytes
+from vmtoken.token import Assurance
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SUFFIX = ".element"
+_DIRECTORY_MODE = 0o700
+
+
+class SoftwareBackend:
+    """Makes, opens and destroys software elements. Thread-safe; an element is for one thread at a time."""
+
+    def __init__(
+        self,
+        directory: Path,
+        sealing_key: SecretBytes,
+        *,
+        options: ElementOptions = DEFAULT_OPTIONS,
+        pin_reserve: int = 1,
+    ) -> None:
+        """The directory is made when it is not there, for its owner alone."""
+        self._directory = directory
+        self._sealing_key = sealing_key
+        self._options = options
+        self._pin_reserve = pin_reserve
+        self._lock = threading.Lock()
+        self._keystores: WeakValueDictionary[str, Keystore] = WeakValueDictionary()
+        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+
+    def create(self, locator: str, pins: Pins) -> None:
+        """See `TokenBackend.create`."""
+        contents = fresh_contents(_stored(pins.user, USER_TRIES), _stored(pins.operator, OPERATOR_TRIES))
+        Keystore.create(self._path(locator), self._sealing_key, contents)
+
+    def open(self, locator: str, user_pin: SecretBytes | None) -> EapTlsCard:
+        """See `TokenBackend.open`."""
+        return EapTlsCard(
+            self.connect(locator),
+            user_pin,
+            assurance=Assurance.SOFTWARE,
+            t0=self._options.t0,
+            extended=self._options.extended,
+            pin_reserve=self._pin_reserve,
+        )
+
+    def open_issuer(self, locator: str, operator_pin: SecretBytes | None) -> EapTlsIssuer:
+        """See `TokenBackend.open_issuer`."""
+        return EapTlsIssuer(
+            self.connect(locator),
+            operator_pin,
+            label=locator.encode(),
+            t0=self._options.t0,
+            pin_reserve=self._pin_reserve,
+        )
+
+    def connect(self, locator: str) -> SoftwareElement:
+        """The bare card."""
+        return SoftwareElement(self._keystore(locator), self._options)
+
+    def delete(self, locator: str) -> None:
+        """See `TokenBackend.delete`."""
+        try:
+            self._path(locator).unlink()
+        except FileNotFoundError as error:
+            raise TokenNotFound(f"there is no software element {locator!r}") from error
+        sync_directory(self._directory)
+        with self._lock:
+            self._keystores.pop(locator, None)
+
+    def _keystore(self, locator: str) -> Keystore:
+        """One object a file, so that two connections see the same PIN counters."""
+        path = self._path(locator)
+        with self._lock:
+            keystore = self._keystores.get(locator)
+            if keystore is None:
+                keystore = Keystore.load(path, self._sealing_key)
+                self._keystores[locator] = keystore
+            return keystore
+
+    def _path(self, locator: str) -> Path:
+        if not _NAME.fullmatch(locator):
+            raise InvalidRequest(
+                f"{locator!r} cannot name a software element: use up to 63 of a-z, 0-9, '.', '_' and '-'"
+            )
+        return self._directory / f"{locator}{_SUFFIX}"
+
+
+def _stored(pin: SecretBytes, tries: int) -> StoredPin:
+    padded = pad_pin(pin) if 0 < len(pin) <= 8 else b""
+    if not is_acceptable(padded):
+        raise InvalidRequest("a PIN is 4 to 8 printable characters")
+    return StoredPin.of(padded, tries)

@@ -1,0 +1,292 @@
+"""One TLS handshake inside the software element, and what may be known of it outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NoReturn
+
+from dom0_broker.backends.software.card_error import CardError
+from dom0_broker.backends.software.sessions import EndedHandshake, SessionTable, server_export
+from vmtoken.cards.profile import (
+    Export,
+    FailureCode,
+    FailureExport,
+    Mode,
+    ResultExport,
+    SessionState,
+    StartParameters,
+)
+from vmtoken.iso7816.status import StatusWord
+from vmtoken.tls.certificates import VerifiedServer
+from vmtoken.tls.client import ClientConnection
+from vmtoken.tls.codes import AlertDescription, ProtocolVersion
+from vmtoken.tls.config import ClientConfig
+from vmtoken.tls.errors import AlertReceived, LocalError, PeerError, TlsError
+from vmtoken.tls.events import (
+    Closed,
+    DataReceived,
+    HandshakeComplete,
+    NeedData,
+    ServerAuthenticated,
+    SignatureNeeded,
+    TicketReceived,
+)
+from vmtoken.tls.key_block import KeyBlock
+from vmtoken.tls.signatures import sign
+from vmtoken.tls.tickets import ResumableSession
+
+if TYPE_CHECKING:
+    from dom0_broker.backends.software.eap_tls_applet import LoadedIdentity
+
+_EAP_TLS_TYPE = b"\x0d"
+_EAP_KEYS_LENGTH = 128
+_COMMITMENT = b"\x00"
+"""An EAP server's promise, in TLS 1.3, to send no more handshake messages (RFC 9190 section 2.5)."""
+
+_ABOUT_OUR_CERTIFICATE = frozenset(
+    {
+        AlertDescription.BAD_CERTIFICATE,
+        AlertDescription.UNSUPPORTED_CERTIFICATE,
+        AlertDescription.CERTIFICATE_REVOKED,
+        AlertDescription.CERTIFICATE_EXPIRED,
+        AlertDescription.CERTIFICATE_UNKNOWN,
+        AlertDescription.UNKNOWN_CA,
+        AlertDescription.ACCESS_DENIED,
+        AlertDescription.CERTIFICATE_REQUIRED,
+    }
+)
+_ABOUT_SERVER_CERTIFICATE = frozenset(
+    {
+        AlertDescription.BAD_CERTIFICATE,
+        AlertDescription.UNSUPPORTED_CERTIFICATE,
+        AlertDescription.CERTIFICATE_REVOKED,
+        AlertDescription.CERTIFICATE_EXPIRED,
+        AlertDescription.CERTIFICATE_UNKNOWN,
+        AlertDescription.UNKNOWN_CA,
+        AlertDescription.BAD_CERTIFICATE_STATUS_RESPONSE,
+    }
+)
+
+
+class HandshakeAborted(Exception):
+    """The handshake is over without result."""
+
+    def __init__(self, failure: FailureExport) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Handshake:
+    """Drives the engine with the identity's key. Raises `HandshakeAborted`."""
+
+    def __init__(
+        self,
+        parameters: StartParameters,
+        identity: LoadedIdentity,
+        session: ResumableSession | None,
+        sessions: SessionTable,
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._mode = parameters.mode
+        self._sessions = sessions
+        self._identity = identity
+        self._config = _config(parameters, identity, session)
+        self._connection = ClientConnection(self._config, random=random)
+        self._server: VerifiedServer | None = None
+        self._done: HandshakeComplete | None = None
+        self._committed = False
+        self._state: SessionState | None = None
+        self._key_block: KeyBlock | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether both Finished are verified; in an EAP peer of TLS 1.3 also the server's closing octet."""
+        if self._done is None:
+            return False
+        return self._mode is Mode.TOKEN or self._committed or self._done.version is ProtocolVersion.TLS_1_2
+
+    def flight(self) -> bytes:
+        """Records to send."""
+        return self._connection.data_to_send()
+
+    def receive(self, records: bytes) -> bytes:
+        """Take the server's records and answer them; empty while more of them are needed."""
+        if self._done is not None and self._mode is Mode.TOKEN:
+            raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
+        try:
+            self._connection.receive_data(records)
+            self._run()
+        except TlsError as error:
+            raise HandshakeAborted(self._describe(error)) from error
+        flight = self._connection.data_to_send()
+        if self._done is not None and self._mode is Mode.TOKEN:
+            self._hand_over(self._done)
+        return flight
+
+    def export(self, index: int) -> bytes:
+        """See `Export`; raises `CardError`."""
+        match index:
+            case Export.SERVER_ID:
+                return self._verified_server.server_name.encode("ascii")
+            case Export.SERVER_CERTIFICATE:
+                return self._verified_server.leaf
+            case Export.SERVER_PATH:
+                return b"".join(self._verified_server.spki_sha256)
+            case Export.SERVER:
+                return server_export(self._verified_server, complete=self._state is not None).encode()
+            case Export.CIPHER_SUITE:
+                return self._session_state.cipher_suite.to_bytes(2, "big")
+            case Export.SESSION_STATE:
+                return self._session_state.encode()
+            case Export.KEY_BLOCK:
+                return self._take_key_block().encode()
+            case Export.RESULT:
+                return ResultExport(self._session_state, self._take_key_block()).encode()
+        raise CardError(StatusWord.REFERENCED_DATA_NOT_FOUND)
+
+    def eap_keys(self) -> bytes:
+        """MSK and EMSK (RFC 5216 section 2.3, RFC 9190 section 2.3)."""
+        assert self._done is not None
+        if self._done.version is ProtocolVersion.TLS_1_3:
+            label, context = "EXPORTER_EAP_TLS_Key_Material", _EAP_TLS_TYPE
+            return self._connection.export_keying_material(label, context, _EAP_KEYS_LENGTH)
+        return self._connection.export_keying_material("client EAP encryption", None, _EAP_KEYS_LENGTH)
+
+    def forget_keys(self) -> None:
+        """Wipe the key block if nobody read it."""
+        if self._key_block is not None:
+            self._key_block.client_secret.wipe()
+            self._key_block.server_secret.wipe()
+            self._key_block = None
+
+    @property
+    def _verified_server(self) -> VerifiedServer:
+        if self._server is None:
+            raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
+        return self._server
+
+    @property
+    def _session_state(self) -> SessionState:
+        if self._state is None:
+            raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
+        return self._state
+
+    def _run(self) -> None:
+        """Answer the engine until it waits for the server."""
+        while True:
+            match self._connection.next_event():
+                case SignatureNeeded(scheme, content):
+                    assert self._identity.private_key is not None
+                    self._connection.provide_signature(
+                        scheme, sign(self._identity.private_key, scheme, content)
+                    )
+                case ServerAuthenticated(server):
+                    self._server = server
+                case HandshakeComplete() as done:
+                    self._done = done
+                    if self._mode is Mode.TOKEN:
+                        return
+                case DataReceived(data):
+                    self._take_commitment(data)
+                case TicketReceived():
+                    pass
+                case NeedData() | Closed():
+                    return
+
+    def _take_commitment(self, data: bytes) -> None:
+        """RFC 9190 section 2.5: one octet 00, and nothing else."""
+        if data != _COMMITMENT or self._committed:
+            raise HandshakeAborted(
+                FailureExport(FailureCode.OTHER, "the EAP server sent application data after the handshake")
+            )
+        self._committed = True
+
+    def _hand_over(self, done: HandshakeComplete) -> None:
+        """From here on the key block is the only secret of the handshake, beside those for resumption."""
+        ended = EndedHandshake(self._config.time, self._connection.resumption(), self._connection.session())
+        handle = self._sessions.add(ended)
+        self._key_block = self._connection.key_block()
+        self._state = _session_state(done, self._key_block, handle)
+
+    def _take_key_block(self) -> KeyBlock:
+        """Once; afterwards the element has forgotten it."""
+        key_block, self._key_block = self._key_block, None
+        if key_block is None:
+            raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
+        return key_block
+
+    def _describe(self, error: TlsError) -> FailureExport:
+        alert = getattr(error, "description", None)
+        if alert is None:
+            alert = getattr(error, "alert", None)
+        return FailureExport(
+            _failure_code(error),
+            str(error),
+            self._connection.data_to_send(),
+            None if alert is None else int(alert),
+        )
+
+
+def _config(
+    parameters: StartParameters, identity: LoadedIdentity, session: ResumableSession | None
+) -> ClientConfig:
+    """Raises `HandshakeAborted` if the identity lacks something, `CardError` for senseless parameters."""
+    server_name = parameters.server_name or identity.server_name
+    if identity.credential is None:
+        _not_ready("the card has no certificate for its key: personalise it")
+    if identity.trust is None:
+        _not_ready("the card has no trust anchors: personalise it")
+    if server_name is None:
+        _not_ready("the Start names no server, and the card has no name of its EAP server")
+    if session is not None and session.server.server_name != server_name:
+        session = None
+    try:
+        return ClientConfig(
+            server_name=server_name,
+            trust=identity.trust,
+            time=datetime.fromtimestamp(parameters.time, UTC),
+            credential=identity.credential,
+            alpn=parameters.alpn,
+            min_version=parameters.min_version,
+            max_version=parameters.max_version,
+            session=session,
+        )
+    except ValueError:
+        raise CardError(StatusWord.WRONG_DATA) from None
+
+
+def _not_ready(message: str) -> NoReturn:
+    raise HandshakeAborted(FailureExport(FailureCode.NOT_READY, message))
+
+
+def _session_state(done: HandshakeComplete, key_block: KeyBlock, handle: bytes) -> SessionState:
+    return SessionState(
+        version=done.version,
+        cipher_suite=done.cipher_suite,
+        client_sequence=key_block.client_sequence,
+        server_sequence=key_block.server_sequence,
+        send_limit=key_block.send_limit,
+        receive_limit=key_block.receive_limit,
+        resumed=done.resumed,
+        client_certificate_sent=done.client_certificate_sent,
+        group=done.group,
+        alpn=done.alpn,
+        session=handle,
+    )
+
+
+def _failure_code(error: TlsError) -> FailureCode:
+    match error:
+        case (
+            AlertReceived(description=AlertDescription.PROTOCOL_VERSION)
+            | PeerError(alert=AlertDescription.PROTOCOL_VERSION)
+        ):
+            return FailureCode.VERSION
+        case AlertReceived(description=description) if description in _ABOUT_OUR_CERTIFICATE:
+            return FailureCode.CLIENT_CERTIFICATE_REFUSED
+        case PeerError(alert=alert) if alert in _ABOUT_SERVER_CERTIFICATE:
+            return FailureCode.SERVER_CERTIFICATE
+        case LocalError():
+            return FailureCode.OTHER
+    return FailureCode.OTHER

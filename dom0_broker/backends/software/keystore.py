@@ -1,0 +1,125 @@
+"""What a software element keeps: one sealed file.
+
+The file is AES-256-GCM under a key that HKDF-SHA256 makes of the host's sealing key and a salt
+that is fresh with every write; the name of the file is authenticated, so that one element's file
+does not pass for another's. An old copy of the file put back brings old retry counters back:
+whoever can do that to the host's state directory is its root.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from dom0_broker.backends.software.files import create_atomically, read_private, write_atomically
+from dom0_broker.backends.software.pin import StoredPin
+from vmtoken.errors import AlreadyExists, TokenNotFound, TokenUnavailable
+from vmtoken.secret import SecretBytes
+
+SERIAL_LENGTH = 8
+
+_MAGIC = b"VMTOKEN1"
+_SALT_LENGTH = 32
+_NONCE = bytes(12)
+"""Constant: every salt makes another key."""
+
+
+class StoredIdentity(msgspec.Struct, frozen=True):
+    """One identity: a label, and what was personalised for it."""
+
+    label: bytes
+    private_key: bytes | None = None
+    """PKCS#8, DER."""
+
+    chain: tuple[bytes, ...] = ()
+    anchors: tuple[bytes, ...] = ()
+    server_name: str | None = None
+
+    def __repr__(self) -> str:
+        return f"StoredIdentity({self.label!r})"
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """Everything that lasts. A change makes a new value, which `Keystore.save` keeps."""
+
+    serial: bytes
+    user_pin: StoredPin
+    operator_pin: StoredPin
+    identities: tuple[StoredIdentity, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Contents({self.serial.hex()})"
+
+
+class Keystore:
+    """The contents of one element, in memory and on disk."""
+
+    def __init__(self, path: Path, sealing_key: SecretBytes, contents: Contents) -> None:
+        self._path = path
+        self._sealing_key = sealing_key
+        self._contents = contents
+
+    @classmethod
+    def create(cls, path: Path, sealing_key: SecretBytes, contents: Contents) -> Keystore:
+        """Make the file; raise `AlreadyExists`."""
+        try:
+            create_atomically(path, _seal(contents, sealing_key, path.name))
+        except FileExistsError as error:
+            raise AlreadyExists(f"there is a software element {path.stem!r} already") from error
+        return cls(path, sealing_key, contents)
+
+    @classmethod
+    def load(cls, path: Path, sealing_key: SecretBytes) -> Keystore:
+        """Raises `TokenNotFound`, `Conflict` (the file's permissions) or `TokenUnavailable` (broken seal)."""
+        try:
+            octets = read_private(path)
+        except FileNotFoundError as error:
+            raise TokenNotFound(f"there is no software element {path.stem!r}") from error
+        return cls(path, sealing_key, _unseal(octets, sealing_key, path.name))
+
+    @property
+    def contents(self) -> Contents:
+        """As they were saved last."""
+        return self._contents
+
+    def save(self, contents: Contents) -> None:
+        """Replace the contents; when this returns, they are on the disk. Raises `OSError`."""
+        write_atomically(self._path, _seal(contents, self._sealing_key, self._path.name))
+        self._contents = contents
+
+
+def fresh_contents(user_pin: StoredPin, operator_pin: StoredPin) -> Contents:
+    """An element without identities, with a serial number of its own."""
+    return Contents(secrets.token_bytes(SERIAL_LENGTH), user_pin, operator_pin)
+
+
+def _seal(contents: Contents, sealing_key: SecretBytes, name: str) -> bytes:
+    salt = os.urandom(_SALT_LENGTH)
+    cipher = AESGCM(_file_key(sealing_key, salt))
+    return _MAGIC + salt + cipher.encrypt(_NONCE, msgspec.msgpack.encode(contents), _MAGIC + name.encode())
+
+
+def _unseal(octets: bytes, sealing_key: SecretBytes, name: str) -> Contents:
+    salt = octets[len(_MAGIC) : len(_MAGIC) + _SALT_LENGTH]
+    sealed = octets[len(_MAGIC) + _SALT_LENGTH :]
+    try:
+        plain = AESGCM(_file_key(sealing_key, salt)).decrypt(
+            _NONCE, sealed, octets[: len(_MAGIC)] + name.encode()
+        )
+        return msgspec.msgpack.decode(plain, type=Contents)
+    except (InvalidTag, ValueError) as error:
+        raise TokenUnavailable(
+            f"the file {name} was sealed on another host or under another name, or is damaged: "
+            "restore it from a backup"
+        ) from error
+
+
+def _file_key(sealing_key: SecretBytes, salt: bytes) -> bytes:
+    return HKDF(SHA256(), 32, salt, b"vmtoken software element").derive(sealing_key.reveal())

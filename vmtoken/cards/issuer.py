@@ -1,0 +1,152 @@
+"""EapTlsIssuer: personalisation of a card with our profile, under its operator PIN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from vmtoken.cards import commands
+from vmtoken.cards.profile import (
+    CLA,
+    DataObject,
+    Features,
+    KeyAlgorithm,
+    PinReference,
+    encode_certificates,
+)
+from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, VmTokenError
+from vmtoken.iso7816 import commands as iso7816
+from vmtoken.iso7816.connection import CardConnection
+from vmtoken.iso7816.status import StatusWord, StatusWordError
+from vmtoken.secret import SecretBytes
+
+_DEFAULT_LABEL = b"vmtoken"
+
+
+class EapTlsIssuer:
+    """Makes keys and stores certificates for the card's preferred identity; adds one if there is none.
+
+    Methods raise `TokenUnavailable` when the card is gone, `InvalidRequest` or `Conflict` when it
+    refuses what it is given.
+    """
+
+    def __init__(
+        self,
+        connection: CardConnection,
+        operator_pin: SecretBytes | None,
+        *,
+        label: bytes = _DEFAULT_LABEL,
+        t0: bool = False,
+        pin_reserve: int = 1,
+    ) -> None:
+        """Select the application and give the operator PIN; errors as `EapTlsCard`."""
+        self._card = CardSession.open(connection, t0=t0)
+        self._closed = False
+        try:
+            with card_errors():
+                features = self._card.required_profile().features
+                if Features.PERSONALISATION not in features:
+                    raise Conflict("the card cannot be personalised over its interface: its maker does that")
+                self._card.verify_pin(PinReference.OPERATOR, operator_pin, reserve=pin_reserve)
+                self._use_identity(label)
+        except VmTokenError:
+            self.close()
+            raise
+
+    def generate_key(self, algorithm: KeyAlgorithm) -> bytes:
+        """A fresh key pair on the card; its SubjectPublicKeyInfo, DER. The old certificate is gone."""
+        with _refusals({StatusWord.FUNCTION_NOT_SUPPORTED: f"the card makes no {algorithm.name} keys"}):
+            return commands.generate_key(self._card.channel, algorithm)
+
+    def public_key(self) -> bytes:
+        """SubjectPublicKeyInfo of the key that is there, DER."""
+        with _refusals({}):
+            return commands.public_key(self._card.channel)
+
+    def certificate_request(self, subject: str, dns_names: Sequence[str] = ()) -> bytes:
+        """PKCS#10, DER, signed inside the card; `subject` as in RFC 4514."""
+        if any(not name.isascii() or not 1 <= len(name) <= 255 for name in dns_names):
+            raise InvalidRequest("a DNS name is 1 to 255 ASCII characters (A-labels)")
+        with _refusals({StatusWord.WRONG_DATA: f"the card cannot make a request for {subject!r}: bad names"}):
+            return commands.certificate_request(self._card.channel, subject, dns_names)
+
+    def install_certificate_chain(self, chain: Sequence[bytes]) -> None:
+        """DER, leaf first. Raises `Conflict` if it does not match the key."""
+        self._put(
+            DataObject.CERTIFICATE_CHAIN,
+            encode_certificates(chain),
+            "the certificate chain does not parse, is out of order or belongs to another key",
+        )
+
+    def install_trust_anchors(self, anchors: Sequence[bytes]) -> None:
+        """DER; they replace those that are there."""
+        self._put(
+            DataObject.TRUST_ANCHORS, encode_certificates(anchors), "the trust anchors are not certificates"
+        )
+
+    def install_private_key(self, pkcs8: SecretBytes) -> None:
+        """Import a key, PKCS#8 DER: software elements only, `Conflict` elsewhere."""
+        if Features.KEY_IMPORT not in self._card.required_profile().features:
+            raise Conflict("the card takes no private key: generate one on it")
+        self._put(DataObject.PRIVATE_KEY, pkcs8.reveal(), "the private key cannot be used")
+
+    def set_eap_server_name(self, name: str) -> None:
+        """Whom the card expects as an EAP peer when its Start names nobody."""
+        self._put(DataObject.SERVER_NAME, name.encode("ascii"), f"{name!r} is no server name")
+
+    def set_user_pin(self, new_pin: SecretBytes, operator_pin: SecretBytes) -> None:
+        """A new user PIN with all its tries, whatever the old one was and even if it is blocked."""
+        with _refusals({StatusWord.WRONG_DATA: "a PIN is 4 to 8 printable characters"}):
+            iso7816.reset_retry_counter(self._card.channel, PinReference.USER, new_pin, operator_pin, cla=CLA)
+
+    unblock_user_pin = set_user_pin
+
+    def change_operator_pin(self, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
+        """Raises `PinRejected` or `PinBlocked` if the old one is wrong."""
+        with _refusals({StatusWord.WRONG_DATA: "a PIN is 4 to 8 printable characters"}):
+            iso7816.change_reference_data(
+                self._card.channel, PinReference.OPERATOR, old_pin, new_pin, cla=CLA
+            )
+
+    def user_pin_tries_left(self) -> int | None:
+        """None while the user PIN is verified."""
+        with _refusals({}):
+            return iso7816.retries_left(self._card.channel, PinReference.USER, cla=CLA)
+
+    def close(self) -> None:
+        """Give the card back. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._card.close()
+
+    def _use_identity(self, label: bytes) -> None:
+        try:
+            self._card.use_preferred_identity()
+        except TokenNotReady:
+            commands.add_identity(self._card.channel, label)
+            commands.set_identity(self._card.channel, label)
+
+    def _put(self, reference: DataObject, data: bytes, meaning: str) -> None:
+        if not data:
+            raise InvalidRequest("there is nothing to store")
+        with _refusals({StatusWord.WRONG_DATA: meaning}):
+            commands.put_data(self._card.channel, reference, data)
+
+
+@contextmanager
+def _refusals(meanings: dict[StatusWord, str]) -> Iterator[None]:
+    """Status words that have a meaning for the operator become `Conflict`, others `TokenUnavailable`."""
+    known = {
+        StatusWord.CONDITIONS_NOT_SATISFIED: "the card has no key yet: generate one first",
+        StatusWord.NOT_ENOUGH_MEMORY: "the card has no room for that: it is too long, or too many",
+        **meanings,
+    }
+    with card_errors():
+        try:
+            yield
+        except StatusWordError as error:
+            meaning = known.get(error.status)
+            if meaning is None:
+                raise
+            raise Conflict(meaning) from error

@@ -1,0 +1,111 @@
+"""CardSession: a selected application with a PIN given; what tokens and issuers do with it is their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vmtoken.cards import commands
+from vmtoken.cards.profile import CLA, Fci, PinReference
+from vmtoken.codec import DecodeError
+from vmtoken.errors import PinBlocked, PinMissing, TokenNotReady, TokenUnavailable
+from vmtoken.iso7816 import commands as iso7816
+from vmtoken.iso7816.channel import CardChannel, CardMisbehaved, Chaining
+from vmtoken.iso7816.connection import CardConnection
+from vmtoken.iso7816.status import StatusWord, StatusWordError
+from vmtoken.secret import SecretBytes
+from vmtoken.token import Traffic
+
+
+class CardSession:
+    """One application on one connection. Methods raise what the card says; `card_errors` translates it."""
+
+    def __init__(self, channel: CardChannel, fci: Fci | None) -> None:
+        self.channel = channel
+        self.fci = fci
+        """None for a plain card of the draft."""
+
+    @classmethod
+    def open(cls, connection: CardConnection, *, t0: bool = False, extended: bool = False) -> CardSession:
+        """Select the application; raise `TokenUnavailable`, with the connection closed, if it is not there.
+
+        `t0` is for connections that speak T=0, `extended` for readers that carry extended APDUs.
+        """
+        channel = CardChannel(connection, chaining=Chaining.P1, le_with_data=not t0)
+        try:
+            with card_errors():
+                fci = commands.select(channel)
+        except TokenUnavailable:
+            connection.close()
+            raise
+        if extended and fci is not None:
+            channel.limits = fci.limits
+        return cls(channel, fci)
+
+    @property
+    def traffic(self) -> Traffic:
+        """APDUs and octets since the connection was made."""
+        return Traffic(self.channel.apdus, self.channel.octets)
+
+    def required_profile(self) -> Fci:
+        """The FCI; raise `TokenNotReady` for a plain card, which cannot hand over a key block."""
+        if self.fci is None:
+            raise TokenNotReady(
+                "the card has the EAP-TLS application without our profile: it can authenticate to an EAP "
+                "server, but cannot give the keys of a TLS session; use a card with the profile"
+            )
+        return self.fci
+
+    def verify_pin(self, reference: PinReference, pin: SecretBytes | None, *, reserve: int = 1) -> None:
+        """Give a PIN unless `reserve` tries or fewer are left; `PinMissing`, `PinRejected`, `PinBlocked`."""
+        left = iso7816.retries_left(self.channel, reference, cla=CLA)
+        if left is None:
+            return
+        name = reference.name.lower()
+        if left == 0:
+            raise PinBlocked(f"the {name} PIN of the card is blocked: unblock it with the operator PIN")
+        if pin is None:
+            raise PinMissing(f"the card needs its {name} PIN, and none was given")
+        if left <= reserve:
+            raise PinBlocked(
+                f"the {name} PIN has {left} tries left, and the last {reserve} are not spent: "
+                "give the right one by hand, or unblock it with the operator PIN"
+            )
+        iso7816.verify(self.channel, reference, pin, cla=CLA)
+
+    def use_preferred_identity(self) -> bytes:
+        """Choose the card's first identity; raise `TokenNotReady` if it has none."""
+        try:
+            label = commands.preferred_identity(self.channel)
+        except StatusWordError as error:
+            if error.status != StatusWord.REFERENCED_DATA_NOT_FOUND:
+                raise
+            raise TokenNotReady("the card has no identity: personalise it") from error
+        commands.set_identity(self.channel, label)
+        return label
+
+    def certificate_chain(self) -> tuple[bytes, ...]:
+        """DER, leaf first; empty if the card has none or does not give it out."""
+        try:
+            return commands.profile_data(self.channel).chain
+        except StatusWordError:
+            return ()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self.channel.close()
+
+
+@contextmanager
+def card_errors() -> Iterator[None]:
+    """What a card says or does wrong, where nobody expected it, becomes `TokenUnavailable`."""
+    try:
+        yield
+    except StatusWordError as error:
+        if error.status == StatusWord.FILE_NOT_FOUND:
+            raise TokenUnavailable("the card holds no EAP-TLS application") from error
+        raise TokenUnavailable(
+            f"{error}, where it must not: was it reset or taken by somebody else?"
+        ) from error
+    except (CardMisbehaved, DecodeError) as error:
+        raise TokenUnavailable(f"the card's answer makes no sense: {error}") from error
