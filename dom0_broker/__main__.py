@@ -11,7 +11,6 @@ from pathlib import Path
 
 from dom0_broker.app import App, forbid_core_dumps, run
 from dom0_broker.audit import AuditError
-from dom0_broker.backends.registry import backend_for
 from dom0_broker.config import BrokerConfig, check_directories, read_config
 from dom0_broker.policy import PolicyError, read_policy
 from dom0_broker.store import StoreError
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(config: BrokerConfig, path: Path) -> None:
-    await run(App(config, lambda scheme: backend_for(scheme, config.state_dir), config_path=path))
+    await run(App(config, config_path=path))
 
 
 def _checked(config: BrokerConfig) -> int:

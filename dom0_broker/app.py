@@ -6,7 +6,7 @@ import asyncio
 import logging
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +15,11 @@ import msgspec
 from dom0_broker.administration import VmAdministration
 from dom0_broker.admission import Quotas
 from dom0_broker.audit import AuditError, AuditLog, AuditNotes
+from dom0_broker.backends.registry import BackendSettings, TokenBackend, backend_for
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
 from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_address
-from dom0_broker.elements import BackendFor, Elements
+from dom0_broker.elements import Elements
 from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Inventory
@@ -35,6 +36,9 @@ from vmtoken.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
+Backends = Callable[[str, BackendSettings], TokenBackend]
+"""The backend of a URI scheme; those of the registry, if nothing else is said."""
+
 _HOUSEKEEPING: Final = 1.0
 """Seconds between two looks at what can wait: notes, the audit log's fsync, the health of tokens."""
 
@@ -45,8 +49,8 @@ class App:
     def __init__(
         self,
         config: BrokerConfig,
-        backend_for: BackendFor,
         *,
+        backends: Backends = backend_for,
         config_path: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -57,8 +61,12 @@ class App:
         self._draining = False
         self._policy = read_policy_or_deny(config.policy_dir)
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        safe = Safe(load_sealing_key(config.state_dir))
-        elements = Elements(backend_for, safe)
+        sealing_key = load_sealing_key(config.state_dir)
+        safe = Safe(sealing_key)
+        settings = BackendSettings(
+            config.state_dir / "elements", sealing_key, pin_reserve=config.limits.pin_reserve
+        )
+        elements = Elements(lambda scheme: backends(scheme, settings), safe)
         self._store = Store(config.database)
         self._desk = self._new_desk(elements)
         self._broker = Broker(self._desk)
@@ -81,7 +89,9 @@ class App:
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def stop(self) -> None:
-        """Refuse what is new, let handshakes end under the limit, give the cards back."""
+        """Refuse what is new, let handshakes end under the limit, give cards back. May be called twice."""
+        if self._draining:
+            return
         self._draining = True
         await self.links.stop_accepting()
         drained = await self._broker.drain()
@@ -96,6 +106,10 @@ class App:
         self._desk.audit.append("broker-stopped", {"drained": drained})
         self._desk.audit.close()
         self._store.close()
+
+    def waiting(self, token: str) -> int:
+        """How many handshakes wait for a token."""
+        return self._desk.inventory.token(token).admission.waiting
 
     async def reload(self) -> tuple[Policy, list[str]]:
         """Read configuration and rules again; both must be valid before the rules are swapped.

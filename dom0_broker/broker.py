@@ -14,6 +14,7 @@ from dom0_broker.inventory import Token
 from vmtoken.errors import InvalidRequest, VmTokenError
 from vmtoken.token import Assurance, HandshakeFailed, Resumption
 
+_UNREADABLE = "The token holds a certificate that cannot be read; the operator has to install another."
 _TICKET_WAIT = 5.0
 """Seconds that a ticket waits for its token; the session lives without it."""
 
@@ -134,6 +135,9 @@ async def _view(name: str, token: Token) -> TokenView:
         return TokenView(name, Assurance.SOFTWARE, because, "", None)
     if not description.certificate_chain:
         return TokenView(name, description.assurance, because, "", None)
-    leaf = x509.load_der_x509_certificate(description.certificate_chain[0])
-    subject, not_after = leaf.subject.rfc4514_string(), leaf.not_valid_after_utc
+    try:
+        leaf = x509.load_der_x509_certificate(description.certificate_chain[0])
+        subject, not_after = leaf.subject.rfc4514_string(), leaf.not_valid_after_utc
+    except ValueError:
+        return TokenView(name, description.assurance, _UNREADABLE, "", None)
     return TokenView(name, description.assurance, because, subject, not_after)

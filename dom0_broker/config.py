@@ -91,6 +91,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     card_timeout: Seconds = 30.0
     """A card that does not answer for so long is set aside until it does."""
 
+    pin_reserve: Annotated[int, Meta(ge=0, le=15)] = 1
+    """Tries of a PIN that the broker never spends: with so many left it does not try."""
+
     drain: Seconds = 20.0
     """What handshakes under way get to finish when the broker stops."""
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import string
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
 from dom0_broker.safe import Safe
 from dom0_broker.store import TokenRecord
 from vmtoken.errors import InvalidRequest, PinMissing
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
 
-if TYPE_CHECKING:
-    from dom0_broker.backends.registry import TokenBackend, TokenIssuer
-
-BackendFor = Callable[[str], "TokenBackend"]
+BackendFor = Callable[[str], TokenBackend]
 """The backend of a URI scheme. Raises `InvalidRequest` for one that is not known."""
 
 _PIN_ALPHABET: Final = string.ascii_letters + string.digits
@@ -28,7 +27,7 @@ class Elements:
     """Makes, opens and deletes what is behind tokens. Methods block."""
 
     def __init__(self, backend_for: BackendFor, safe: Safe) -> None:
-        self._backend_for = backend_for
+        self._backend_for = functools.cache(backend_for)  # a backend knows what it has open
         self._safe = safe
 
     def open(self, record: TokenRecord) -> HandshakeToken:
@@ -48,8 +47,6 @@ class Elements:
     def create(self, name: str, uri: str) -> TokenRecord:
         """A new element with random PINs that nobody sees."""
         backend, locator = self._backend(uri)
-        from dom0_broker.backends.registry import Pins
-
         pins = Pins(user=_random_pin(), operator=_random_pin())
         backend.create(locator, pins)
         return self.record(name, uri, pins.user, pins.operator)

@@ -9,10 +9,11 @@ import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from dom0_broker.administration import recorded
 from dom0_broker.audit import Fields
+from dom0_broker.backends.base import TokenIssuer
 from dom0_broker.domains import checked_name
 from dom0_broker.elements import Elements
 from dom0_broker.handshake import Desk
@@ -21,9 +22,6 @@ from dom0_broker.store import Store, TokenRecord
 from vmtoken.cards.profile import KeyAlgorithm
 from vmtoken.errors import AlreadyExists, InvalidRequest
 from vmtoken.secret import SecretBytes
-
-if TYPE_CHECKING:
-    from dom0_broker.backends.registry import TokenIssuer
 
 __all__ = ["KeyAlgorithm", "TokenAdministration"]
 

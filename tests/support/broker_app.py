@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,10 +14,12 @@ import grpc.aio
 from msgspec.structs import replace
 
 from dom0_broker.app import App
+from dom0_broker.backends.registry import BackendSettings
 from dom0_broker.config import BrokerConfig, Limits
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.store import BindingRecord, Store, TokenRecord
 from tests.fakes.token import FakeToken, Script
+from tests.support.pki import client_identity
 from vmtoken.errors import Conflict
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.rpc.convert import seconds_to_pb
@@ -36,9 +38,11 @@ class Cards:
         self.scripts: dict[str, Script] = {}
 
     def script(self, locator: str) -> Script:
-        return self.scripts.setdefault(locator, Script())
+        if locator not in self.scripts:
+            self.scripts[locator] = Script(certificate_chain=client_identity().chain_der)
+        return self.scripts[locator]
 
-    def backend_for(self, scheme: str) -> Cards:
+    def backend_for(self, scheme: str, _: BackendSettings) -> Cards:
         assert scheme == "fake"
         return self
 
@@ -80,13 +84,13 @@ def populate(config: BrokerConfig, *vms: DomainIdentity, tokens: dict[str, list[
 @contextlib.asynccontextmanager
 async def running(config: BrokerConfig, cards: Cards) -> AsyncIterator[App]:
     """The broker, until the block ends."""
-    app = App(config, cards.backend_for)
+    app = App(config, backends=cards.backend_for)
     await app.start()
     try:
         yield app
     finally:
         await app.stop()
-        shutil.rmtree(config.runtime_dir)
+        shutil.rmtree(config.runtime_dir, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -127,8 +131,3 @@ class Stream:
                 break
             response = await self.records(records)
         return response
-
-
-def audit_events(config: BrokerConfig) -> Iterator[str]:
-    """The lines of the audit log."""
-    yield from config.audit_path.read_text().splitlines()
