@@ -89,7 +89,7 @@ class RecordSocket(asyncio.BufferedProtocol):
 
     # Sending.
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | bytearray) -> None:
         """Send without waiting; what the kernel does not take now is kept until it does."""
         assert self._transport is not None
         if data and not self._transport.is_closing():
