@@ -20,6 +20,7 @@ from guest_agent.broker_client import (
     HandshakeWish,
     StepCost,
 )
+from guest_agent.early_records import early_records
 from guest_agent.record_socket import NotTls, RecordSocket, open_record_socket
 from vmtoken.errors import DeadlineExceeded, TlsHandshakeFailed, VmTokenError
 
@@ -58,8 +59,8 @@ class Opened:
     connection: RecordSocket
     result: HandshakeResult
     timeline: tuple[TimelineStep, ...]
-    last_records: bytes
-    """What the server sent before the result; its end may belong to the session already."""
+    early_records: bytes
+    """Records of the session that came with the server's last flight."""
 
 
 async def open_session(target: Target, broker: BrokerClient, timeout: float) -> Opened:
@@ -135,7 +136,8 @@ class _Flow:
             connection.send(step.records)
             self._mark(name, sent=step.records, received=records, cost=step.cost)
             if isinstance(step, HandshakeResult):
-                return Opened(connection, step, tuple(self._timeline), records)
+                early = early_records(step.key_block, records)
+                return Opened(connection, step, tuple(self._timeline), early)
             self.waiting_for = "the server's answer"
             records = await self._server_records(connection)
             self.waiting_for = "the token"

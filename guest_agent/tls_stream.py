@@ -11,8 +11,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from vmtoken.tls.delegated import DelegatedConnection
-
 from guest_agent.broker_client import BrokerClient, HandshakeResult
 from guest_agent.config import SessionSettings
 from guest_agent.handshake_flow import Opened, Target, TimelineStep, open_session
@@ -25,6 +23,7 @@ from vmtoken.errors import (
     VmTokenError,
 )
 from vmtoken.tls.codes import AlertDescription, CipherSuite, ProtocolVersion, name_of
+from vmtoken.tls.delegated import DelegatedConnection
 from vmtoken.tls.errors import AlertReceived, TlsError
 from vmtoken.tls.events import Closed, DataReceived, NeedData, TicketReceived
 from vmtoken.token import Assurance
@@ -94,6 +93,8 @@ class TlsStream:
         self._arrival: asyncio.Future[None] | None = None
         self._reading = asyncio.Lock()
         self._writing = asyncio.Lock()
+        if opened.early_records:
+            self._receive(memoryview(opened.early_records))
         self._socket.hand_over(self._receive, self._connection_ended)
 
     @classmethod
@@ -126,7 +127,7 @@ class TlsStream:
             if self._write_ended:
                 raise SessionBroken("The sending half of this session is closed already.")
             self._touch()
-            self._records.send_data(data)
+            self._encrypt(data)
             self._flush()
             await self._socket.drain()
             self._check()
@@ -172,7 +173,7 @@ class TlsStream:
     # What the server sends.
 
     def _receive(self, octets: memoryview) -> None:
-        if self._is_done_receiving:
+        if self._done_receiving():
             return
         try:
             self._records.receive_data(octets)
@@ -182,14 +183,13 @@ class TlsStream:
         except TlsError as error:
             self._break(SessionBroken(f"The session broke: {error}."))
         self._flush()
-        if self._closed and self._is_done_receiving:
+        if self._closed and self._done_receiving():
             self._socket.close()
         elif self._broken:
             self._socket.close_gently(self._settings.linger)
         self._wake()
 
-    @property
-    def _is_done_receiving(self) -> bool:
+    def _done_receiving(self) -> bool:
         return self._broken or self._server_ended
 
     def _take_events(self) -> None:
@@ -261,6 +261,12 @@ class TlsStream:
         return SessionBroken(f"The server ended the session with the alert {name}.", alert=name)
 
     # Housekeeping.
+
+    def _encrypt(self, data: bytes) -> None:
+        try:
+            self._records.send_data(data)
+        except TlsError as error:
+            raise SessionBroken(f"The session cannot go on: {error}.") from error
 
     def _say_goodbye(self) -> None:
         if not self._write_ended:
