@@ -11,7 +11,7 @@ from cryptography import x509
 from vmtoken.tls.certificates import TrustStore, ip_address, subject_of
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion, SignatureScheme
 from vmtoken.tls.der import CertificateFields
-from vmtoken.tls.key_block import MIN_RECORD_SIZE_LIMIT
+from vmtoken.tls.key_block import MAX_PLAINTEXT, MIN_RECORD_SIZE_LIMIT
 from vmtoken.tls.signatures import PublicKey
 from vmtoken.tls.suites import suite_of
 from vmtoken.tls.tickets import ResumableSession
@@ -157,6 +157,11 @@ class ClientConfig:
         if self.key_shares is not None:
             return self.key_shares
         return tuple(group for group in DEFAULT_KEY_SHARES if group in self.groups) or self.groups[:1]
+
+    @property
+    def receive_limit(self) -> int:
+        """Longest plaintext that the server may send in a record, in octets."""
+        return min(self.record_size_limit or MAX_PLAINTEXT, MAX_PLAINTEXT)
 
     @property
     def sni(self) -> str | None:

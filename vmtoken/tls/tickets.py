@@ -14,6 +14,7 @@ from vmtoken.secret import SecretBytes
 from vmtoken.tls.certificates import TrustStore, VerifiedServer
 from vmtoken.tls.codes import CipherSuite, ProtocolVersion
 from vmtoken.tls.errors import UnexpectedMessage
+from vmtoken.tls.key_schedule import ticket_psk
 from vmtoken.tls.messages import NewSessionTicket13, decode_message
 from vmtoken.tls.suites import Suite
 
@@ -89,8 +90,6 @@ class ResumptionSecret:
         ticket = decode_message(message, ProtocolVersion.TLS_1_3)
         if not isinstance(ticket, NewSessionTicket13):
             raise UnexpectedMessage(ticket.handshake_type)
-        from vmtoken.tls.key_schedule import ticket_psk  # type: ignore
-
         if ticket.ticket_lifetime == 0:  # "should be discarded immediately"
             return None
         return ResumableSession(

@@ -1,0 +1,475 @@
+"""The states of a TLS 1.2 client, from the ServerHello to both Finished (RFC 5246, RFC 8422, RFC 7627)."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field, replace
+
+from vmtoken.secret import SecretBytes
+from vmtoken.tls import key_exchange
+from vmtoken.tls.certificates import CertificateVerifier, CertifiedKey, VerifiedServer
+from vmtoken.tls.codes import (
+    ClientCertificateType,
+    EcPointFormat,
+    ExtensionType,
+    HandshakeType,
+    NamedGroup,
+    ProtocolVersion,
+    SignatureScheme,
+)
+from vmtoken.tls.config import ClientConfig
+from vmtoken.tls.errors import (
+    DecryptError,
+    HandshakeFailure,
+    IllegalParameter,
+    UnexpectedMessage,
+    UnsupportedCertificate,
+)
+from vmtoken.tls.events import HandshakeComplete, ServerAuthenticated, SignatureNeeded
+from vmtoken.tls.extensions import Context, EcPointFormats, RenegotiationInfo
+from vmtoken.tls.key_block import KeyBlock
+from vmtoken.tls.keylog import KeyLogLabel
+from vmtoken.tls.messages import (
+    Certificate12,
+    CertificateRequest12,
+    CertificateStatus,
+    CertificateVerify,
+    ClientKeyExchange,
+    Finished,
+    HandshakeMessage,
+    NewSessionTicket12,
+    ServerHello,
+    ServerHelloDone,
+    ServerKeyExchange,
+)
+from vmtoken.tls.negotiation import (
+    check_certificate_may_be_left_out,
+    chosen_alpn,
+    chosen_send_limit,
+    usable_credential,
+)
+from vmtoken.tls.offer import Offer
+from vmtoken.tls.prf import (
+    client_verify_data,
+    export_keying_material,
+    extended_master_secret,
+    record_secrets,
+    server_verify_data,
+)
+from vmtoken.tls.signatures import server_key_exchange_content
+from vmtoken.tls.state import Connected, ExpectSignature, Output, State
+from vmtoken.tls.suites import Authentication, Suite
+from vmtoken.tls.tickets import DEFAULT_TLS12_LIFETIME, MAX_LIFETIME, ResumableSession
+from vmtoken.tls.transcript import TranscriptBuffer
+
+
+def start(
+    offer: Offer, suite: Suite, hello: ServerHello, transcript: TranscriptBuffer, output: Output
+) -> State:
+    """Check the ServerHello, the last message in the transcript, and see whether it resumes."""
+    extensions = hello.extensions
+    extensions.check_answers(offer.extension_types, Context.SERVER_HELLO_12)
+    _check_secure(hello)
+    handshake = Handshake(
+        offer=offer,
+        suite=suite,
+        server_random=hello.random,
+        session_id=hello.legacy_session_id_echo,
+        alpn=chosen_alpn(offer.config, extensions),
+        send_limit=chosen_send_limit(extensions, ProtocolVersion.TLS_1_2),
+        ticket_promised=ExtensionType.SESSION_TICKET in extensions,
+        staple_promised=ExtensionType.STATUS_REQUEST in extensions,
+        transcript=transcript,
+    )
+    output.limit_records(handshake.send_limit)
+    if offer.session_id and hello.legacy_session_id_echo == offer.session_id:
+        return _resume(handshake)
+    return ExpectCertificate(handshake)
+
+
+def _check_secure(hello: ServerHello) -> None:
+    if ExtensionType.EXTENDED_MASTER_SECRET not in hello.extensions:
+        raise HandshakeFailure("the server's TLS 1.2 lacks the extended master secret (RFC 7627)")
+    renegotiation = hello.extensions.find(RenegotiationInfo)
+    if renegotiation is None:
+        raise HandshakeFailure("the server's TLS 1.2 lacks secure renegotiation (RFC 5746)")
+    if renegotiation.renegotiated_connection:
+        raise HandshakeFailure("the server takes the first handshake for a renegotiation")
+    formats = hello.extensions.find(EcPointFormats)
+    if formats is not None and EcPointFormat.UNCOMPRESSED not in formats.formats:
+        raise IllegalParameter("the server does not take uncompressed points")
+
+
+def _resume(handshake: Handshake) -> State:
+    """RFC 5246 section 7.3, figure 2; RFC 5077 section 3.4."""
+    session = handshake.offer.tls12_session
+    if session is None:
+        raise IllegalParameter("the server resumes a session that was not offered")
+    if session.cipher_suite != handshake.suite.code:
+        raise IllegalParameter("the server resumes the session with another cipher suite")
+    ending = Ending(
+        handshake,
+        session.secret.reveal(),
+        session.server,
+        group=None,
+        certificate_sent=session.client_certificate_sent,
+        resumed=session,
+    )
+    return ExpectChangeCipherSpec(ending)
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What all states know once both hellos are there."""
+
+    offer: Offer
+    suite: Suite
+    server_random: bytes
+    session_id: bytes
+    alpn: str | None
+    send_limit: int
+    ticket_promised: bool
+    staple_promised: bool
+    transcript: TranscriptBuffer
+
+    @property
+    def config(self) -> ClientConfig:
+        """The settings."""
+        return self.offer.config
+
+
+class _Clear(State):
+    """States before the server's change_cipher_spec."""
+
+    __slots__ = ()
+    version = ProtocolVersion.TLS_1_2
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectCertificate(_Clear):
+    """RFC 5246 section 7.4.2."""
+
+    @property
+    def expected(self) -> tuple[HandshakeType, ...]:
+        """What may come."""
+        return (HandshakeType.CERTIFICATE,)
+
+    handshake: Handshake
+
+    def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
+        """A staple may follow, so verification waits for the message after it."""
+        if not isinstance(message, Certificate12):
+            raise UnexpectedMessage(message.handshake_type, self.expected)
+        self.handshake.transcript.add(encoded)
+        return ExpectServerKeyExchange(self.handshake, message.chain)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectServerKeyExchange(_Clear):
+    """RFC 8422 section 5.4; before it, perhaps, CertificateStatus (RFC 6066 section 8)."""
+
+    handshake: Handshake
+    chain: tuple[bytes, ...]
+    staple: bytes | None = None
+
+    @property
+    def expected(self) -> tuple[HandshakeType, ...]:
+        """What may come."""
+        if self._may_staple:
+            return HandshakeType.CERTIFICATE_STATUS, HandshakeType.SERVER_KEY_EXCHANGE
+        return (HandshakeType.SERVER_KEY_EXCHANGE,)
+
+    @property
+    def _may_staple(self) -> bool:
+        return self.handshake.staple_promised and self.staple is None
+
+    def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
+        """Verify the chain, and the signature over both randoms and the server's share."""
+        match message:
+            case CertificateStatus() if self._may_staple:
+                self.handshake.transcript.add(encoded)
+                return replace(self, staple=message.response)
+            case ServerKeyExchange():
+                server = self._prove(message)
+                self.handshake.transcript.add(encoded)
+                share = ServerShare(self._group(message), message.public)
+                return ExpectRequestOrDone(self.handshake, server, share)
+            case _:
+                raise UnexpectedMessage(message.handshake_type, self.expected)
+
+    def _prove(self, message: ServerKeyExchange) -> VerifiedServer:
+        handshake, config = self.handshake, self.handshake.config
+        verifier = CertificateVerifier(config.server_name, config.trust, config.time)
+        certified = verifier.verify(self.chain, (self.staple,))
+        _check_suite(handshake.suite, certified)
+        content = server_key_exchange_content(handshake.offer.random, handshake.server_random, message.params)
+        return certified.prove(message.algorithm, ProtocolVersion.TLS_1_2, message.signature, content)
+
+    def _group(self, message: ServerKeyExchange) -> NamedGroup:
+        if message.group not in self.handshake.offer.tls12_groups:
+            raise IllegalParameter(f"the server chose group {message.group:#06x}, which was not offered")
+        return NamedGroup(message.group)
+
+
+def _check_suite(suite: Suite, certified: CertifiedKey) -> None:
+    """The suite says what kind of key the server has (RFC 8422 section 2, table 2)."""
+    is_rsa = certified.public_key.certificate_type is ClientCertificateType.RSA_SIGN
+    if is_rsa is not (suite.authentication is Authentication.RSA):
+        raise UnsupportedCertificate(f"the server's certificate does not fit {suite.code.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerShare:
+    """The server's half of the key exchange."""
+
+    group: NamedGroup
+    public: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectRequestOrDone(_Clear):
+    """RFC 5246 sections 7.4.4 and 7.4.5."""
+
+    handshake: Handshake
+    server: VerifiedServer
+    share: ServerShare
+    request: CertificateRequest12 | None = None
+
+    @property
+    def expected(self) -> tuple[HandshakeType, ...]:
+        """What may come."""
+        if self.request is None:
+            return HandshakeType.CERTIFICATE_REQUEST, HandshakeType.SERVER_HELLO_DONE
+        return (HandshakeType.SERVER_HELLO_DONE,)
+
+    def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
+        """At ServerHelloDone the server is known; ask the driver whether to go on."""
+        match message:
+            case CertificateRequest12() if self.request is None:
+                self.handshake.transcript.add(encoded)
+                return replace(self, request=message)
+            case ServerHelloDone():
+                self.handshake.transcript.add(encoded)
+                output.emit(ServerAuthenticated(self.server, resumed=False))
+                return AwaitConsent(self.handshake, self.server, self.share, self.request)
+            case _:
+                raise UnexpectedMessage(message.handshake_type, self.expected)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitConsent(_Clear):
+    """Nothing that answers the server exists before the driver goes on."""
+
+    handshake: Handshake
+    server: VerifiedServer
+    share: ServerShare
+    request: CertificateRequest12 | None
+
+    def proceed(self, output: Output) -> State:
+        """Certificate if asked for, ClientKeyExchange; then CertificateVerify or straight to Finished."""
+        transcript, request = self.handshake.transcript, self.request
+        answer = None
+        if request is None:
+            check_certificate_may_be_left_out(self.handshake.config)
+        else:
+            answer = usable_credential(
+                self.handshake.config,
+                ProtocolVersion.TLS_1_2,
+                request.supported_signature_algorithms,
+                request.certificate_authorities,
+                request.certificate_types,
+            )
+            chain = answer[0].certificate_chain if answer else ()
+            transcript.add(output.send(Certificate12(chain)))
+        master = self._exchange_keys(output)
+        certificate_sent = answer is not None
+        ending = Ending(self.handshake, master, self.server, self.share.group, certificate_sent, resumed=None)
+        if answer is None:
+            return ending.send_finished(output)
+        output.emit(SignatureNeeded(answer[1], transcript.messages))
+        return _Sign(ending)
+
+    def _exchange_keys(self, output: Output) -> bytes:
+        (share,) = key_exchange.generate((self.share.group,))
+        premaster = share.shared_secret(self.share.public)
+        transcript, suite = self.handshake.transcript, self.handshake.suite
+        transcript.add(output.send(ClientKeyExchange(share.public)))
+        return extended_master_secret(suite, premaster, transcript.digest(suite))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign(ExpectSignature):
+    """The client's key signs all messages so far."""
+
+    version = ProtocolVersion.TLS_1_2
+
+    ending: Ending
+
+    def sign(self, scheme: SignatureScheme, signature: bytes, output: Output) -> State:
+        """CertificateVerify, then Finished."""
+        self.ending.handshake.transcript.add(output.send(CertificateVerify(scheme, signature)))
+        return self.ending.send_finished(output)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the last part of the handshake, full or resumed, starts from."""
+
+    handshake: Handshake
+    master: bytes = field(repr=False)
+    server: VerifiedServer
+    group: NamedGroup | None
+    certificate_sent: bool
+    resumed: ResumableSession | None
+    ticket: NewSessionTicket12 | None = None
+    """The one that came in this handshake."""
+
+    def send_finished(self, output: Output) -> State:
+        """In a full handshake the client is first."""
+        self.finish(output)
+        return ExpectChangeCipherSpec(self)
+
+    def finish(self, output: Output) -> None:
+        """change_cipher_spec and Finished of the client."""
+        handshake = self.handshake
+        output.log_key(KeyLogLabel.CLIENT_RANDOM, handshake.offer.random, self.master)
+        client_secret, _ = self.record_secrets
+        output.send_change_cipher_spec()
+        output.protect_writing(handshake.suite, client_secret)
+        digest = handshake.transcript.digest(handshake.suite)
+        verify_data = client_verify_data(handshake.suite, self.master, digest)
+        handshake.transcript.add(output.send(Finished(verify_data)))
+
+    def complete(self, output: Output) -> State:
+        """Both Finished are there."""
+        output.emit(
+            HandshakeComplete(
+                version=ProtocolVersion.TLS_1_2,
+                cipher_suite=self.handshake.suite.code,
+                group=self.group,
+                alpn=self.handshake.alpn,
+                resumed=self.resumed is not None,
+                client_certificate_sent=self.certificate_sent,
+                server=self.server,
+            )
+        )
+        return Connected(self._key_block(), self._exporter, None, self._session())
+
+    @property
+    def record_secrets(self) -> tuple[bytes, bytes]:
+        """Write key || write IV of client and server."""
+        handshake = self.handshake
+        return record_secrets(handshake.suite, self.master, handshake.offer.random, handshake.server_random)
+
+    def _key_block(self) -> KeyBlock:
+        """Each side has sent one record under its key: Finished."""
+        client_secret, server_secret = self.record_secrets
+        return KeyBlock(
+            version=ProtocolVersion.TLS_1_2,
+            cipher_suite=self.handshake.suite.code,
+            client_secret=SecretBytes(client_secret),
+            server_secret=SecretBytes(server_secret),
+            client_sequence=1,
+            server_sequence=1,
+            send_limit=self.handshake.send_limit,
+            receive_limit=self.handshake.config.receive_limit,
+        )
+
+    def _exporter(self, label: str, context: bytes | None, length: int) -> bytes:
+        handshake = self.handshake
+        randoms = handshake.offer.random, handshake.server_random
+        return export_keying_material(handshake.suite, self.master, label, *randoms, context, length)
+
+    def _session(self) -> ResumableSession | None:
+        """A new ticket, the session id, or what was resumed, which stays good for as long as it was."""
+        ticket = self.ticket.ticket if self.ticket else b""
+        if self.resumed is not None:
+            return replace(self.resumed, ticket=ticket) if ticket else self.resumed
+        if not ticket and not self.handshake.session_id:
+            return None
+        return ResumableSession(
+            version=ProtocolVersion.TLS_1_2,
+            cipher_suite=self.handshake.suite.code,
+            secret=SecretBytes(self.master),
+            ticket=ticket,
+            session_id=b"" if ticket else self.handshake.session_id,
+            server=self.server,
+            client_certificate_sent=self.certificate_sent,
+            alpn=self.handshake.alpn,
+            created=self.handshake.config.time,
+            lifetime=self._lifetime(),
+        )
+
+    def _lifetime(self) -> int:
+        hint = self.ticket.ticket_lifetime_hint if self.ticket else 0
+        return min(hint or DEFAULT_TLS12_LIFETIME, MAX_LIFETIME)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectChangeCipherSpec(_Clear):
+    """RFC 5246 section 7.1; before it, if promised, the ticket (RFC 5077 section 3.3)."""
+
+    ending: Ending
+
+    @property
+    def expected(self) -> tuple[HandshakeType, ...]:
+        """What may come."""
+        return (HandshakeType.NEW_SESSION_TICKET,) if self._awaits_ticket else ()
+
+    @property
+    def _awaits_ticket(self) -> bool:
+        return self.ending.handshake.ticket_promised and self.ending.ticket is None
+
+    def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
+        """Take the ticket."""
+        if not isinstance(message, NewSessionTicket12) or not self._awaits_ticket:
+            raise UnexpectedMessage(message.handshake_type, self.expected)
+        self.ending.handshake.transcript.add(encoded)
+        return ExpectChangeCipherSpec(replace(self.ending, ticket=message))
+
+    def change_cipher_spec(self, output: Output) -> State:
+        """What follows is encrypted."""
+        if self._awaits_ticket:
+            raise UnexpectedMessage("change_cipher_spec", self.expected)
+        _, server_secret = self.ending.record_secrets
+        output.protect_reading(self.ending.handshake.suite, server_secret)
+        return ExpectFinished(self.ending)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectFinished(_Clear):
+    """RFC 5246 section 7.4.9."""
+
+    ending: Ending
+
+    @property
+    def expected(self) -> tuple[HandshakeType, ...]:
+        """What may come."""
+        return (HandshakeType.FINISHED,)
+
+    def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
+        """Verify it. In a resumption it is the proof, and the client's Finished is still to come."""
+        if not isinstance(message, Finished):
+            raise UnexpectedMessage(message.handshake_type, self.expected)
+        handshake = self.ending.handshake
+        digest = handshake.transcript.digest(handshake.suite)
+        verify_data = server_verify_data(handshake.suite, self.ending.master, digest)
+        if not hmac.compare_digest(message.verify_data, verify_data):
+            raise DecryptError("the server's Finished does not verify")
+        handshake.transcript.add(encoded)
+        if self.ending.resumed is None:
+            return self.ending.complete(output)
+        output.emit(ServerAuthenticated(self.ending.server, resumed=True))
+        return AwaitConsentToResume(self.ending)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitConsentToResume(_Clear):
+    """Nothing that answers the server exists before the driver goes on."""
+
+    ending: Ending
+
+    def proceed(self, output: Output) -> State:
+        """Send the client's Finished."""
+        self.ending.finish(output)
+        return self.ending.complete(output)

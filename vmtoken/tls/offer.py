@@ -1,0 +1,222 @@
+"""What a ClientHello offers, and the ClientHello itself (RFC 8446 section 4.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from vmtoken.tls import key_exchange
+from vmtoken.tls.codes import (
+    CipherSuite,
+    EcPointFormat,
+    ExtensionType,
+    NamedGroup,
+    ProtocolVersion,
+    PskKeyExchangeMode,
+)
+from vmtoken.tls.config import ClientConfig
+from vmtoken.tls.extensions import (
+    Alpn,
+    Cookie,
+    EcPointFormats,
+    ExtendedMasterSecret,
+    Extension,
+    Extensions,
+    KeyShareClientHello,
+    KeyShareEntry,
+    OfferedPsks,
+    PskIdentity,
+    PskKeyExchangeModes,
+    RecordSizeLimit,
+    RenegotiationInfo,
+    ServerName,
+    SessionTicket,
+    SignatureAlgorithms,
+    SignatureAlgorithmsCert,
+    StatusRequest,
+    SupportedGroups,
+    SupportedVersions,
+)
+from vmtoken.tls.key_exchange import KeyExchange
+from vmtoken.tls.messages import RANDOM_LENGTH, ClientHello
+from vmtoken.tls.signatures import CERTIFICATE_SCHEMES, DEFAULT_SCHEMES
+from vmtoken.tls.suites import Suite, suite_of
+from vmtoken.tls.tickets import ResumableSession
+
+SESSION_ID_LENGTH = 32
+"""Of the session id that makes TLS 1.3 look like a resumption (RFC 8446 appendix D.4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Everything that the answer of the server is measured by."""
+
+    config: ClientConfig
+    random: bytes
+    session_id: bytes
+    shares: tuple[KeyExchange, ...]
+    session: ResumableSession | None
+    """Of either version, if it still holds."""
+
+    cookie: bytes | None = None
+    retried: bool = False
+    """It answers a HelloRetryRequest."""
+
+    extension_types: frozenset[int] = field(init=False, repr=False)
+
+    @classmethod
+    def make(cls, config: ClientConfig, random: Callable[[int], bytes]) -> Offer:
+        """A fresh offer."""
+        session = _usable_session(config)
+        if session is not None and session.session_id:
+            session_id = session.session_id
+        elif ProtocolVersion.TLS_1_3 in config.versions or session is not None:
+            session_id = random(SESSION_ID_LENGTH)
+        else:
+            session_id = b""
+        shares = _generate_shares(config)
+        return cls(config, random(RANDOM_LENGTH), session_id, shares, session)
+
+    def __post_init__(self) -> None:
+        types = frozenset(extension.extension_type for extension in self._extensions())
+        psk = {ExtensionType.PRE_SHARED_KEY} if self.psk else set()
+        object.__setattr__(self, "extension_types", types | psk)
+
+    @property
+    def psk(self) -> ResumableSession | None:
+        """The TLS 1.3 session that is offered."""
+        return _of_version(self.session, ProtocolVersion.TLS_1_3)
+
+    @property
+    def tls12_session(self) -> ResumableSession | None:
+        """The TLS 1.2 session that is offered."""
+        return _of_version(self.session, ProtocolVersion.TLS_1_2)
+
+    @property
+    def offers_tls13(self) -> bool:
+        """Whether TLS 1.3 is among the versions."""
+        return self.config.max_version is ProtocolVersion.TLS_1_3
+
+    @property
+    def tls12_groups(self) -> tuple[NamedGroup, ...]:
+        """The hybrid group does not exist in TLS 1.2 (draft-ietf-tls-ecdhe-mlkem section 4)."""
+        return tuple(group for group in self.config.groups if group is not NamedGroup.X25519MLKEM768)
+
+    def share(self, group: int) -> KeyExchange | None:
+        """Our half for a group, None if none was sent."""
+        return next((share for share in self.shares if share.group == group), None)
+
+    def retry(self, group: NamedGroup | None, cookie: bytes | None, suite: Suite) -> Offer:
+        """The offer after a HelloRetryRequest: another share, a cookie, no PSK of another hash."""
+        psk = self.psk
+        fits = psk is None or _hash_name(psk.cipher_suite) == suite.hash_name
+        return replace(
+            self,
+            shares=key_exchange.generate((group,)) if group is not None else self.shares,
+            cookie=cookie,
+            retried=True,
+            session=self.session if fits else None,
+        )
+
+    def client_hello(self) -> ClientHello:
+        """The message; a PSK binder in it is zeros, to be filled in once the rest is hashed."""
+        extensions = self._extensions()
+        if self.psk is not None:  # always the last one (RFC 8446 section 4.2.11)
+            extensions.append(_offered_psk(self.psk, self.config))
+        return ClientHello(
+            random=self.random,
+            legacy_session_id=self.session_id,
+            cipher_suites=self.config.usable_suites,
+            extensions=Extensions(tuple(extensions)),
+        )
+
+    def _extensions(self) -> list[Extension]:
+        config = self.config
+        extensions: list[Extension] = []
+        if config.sni is not None:
+            extensions.append(ServerName(config.sni))
+        if config.alpn:
+            extensions.append(Alpn(tuple(protocol.encode("ascii") for protocol in config.alpn)))
+        extensions += [
+            StatusRequest(),
+            SupportedGroups(self.config.groups if self.offers_tls13 else self.tls12_groups),
+            SignatureAlgorithms(DEFAULT_SCHEMES),
+            SignatureAlgorithmsCert(CERTIFICATE_SCHEMES),
+            RecordSizeLimit(self._record_size_limit()),
+        ]
+        if ProtocolVersion.TLS_1_2 in config.versions:
+            extensions += self._tls12_extensions()
+        if self.offers_tls13:
+            extensions += self._tls13_extensions()
+        return extensions
+
+    def _tls12_extensions(self) -> list[Extension]:
+        ticket = self.tls12_session.ticket if self.tls12_session else b""
+        return [
+            ExtendedMasterSecret(),
+            EcPointFormats((EcPointFormat.UNCOMPRESSED,)),
+            RenegotiationInfo(),
+            SessionTicket(ticket),
+        ]
+
+    def _tls13_extensions(self) -> list[Extension]:
+        shares = tuple(KeyShareEntry(share.group, share.public) for share in self.shares)
+        extensions: list[Extension] = [
+            SupportedVersions(self.config.versions),
+            PskKeyExchangeModes((PskKeyExchangeMode.PSK_DHE_KE,)),
+            KeyShareClientHello(shares),
+        ]
+        if self.cookie is not None:
+            extensions.append(Cookie(self.cookie))
+        return extensions
+
+    def _record_size_limit(self) -> int:
+        """In TLS 1.3 the octet of the content type counts (RFC 8449 section 4)."""
+        return self.config.receive_limit + self.offers_tls13
+
+
+def _generate_shares(config: ClientConfig) -> tuple[KeyExchange, ...]:
+    if config.max_version is ProtocolVersion.TLS_1_2:
+        return ()
+    return key_exchange.generate(config.initial_shares)
+
+
+def _usable_session(config: ClientConfig) -> ResumableSession | None:
+    session = config.session
+    if session is None or not session.is_usable(config.time, config.trust):
+        return None
+    if config.require_client_certificate and not session.client_certificate_sent:
+        return None
+    if session.version not in config.versions:
+        return None
+    return session if _is_suite_offered(session, config) else None
+
+
+def _is_suite_offered(session: ResumableSession, config: ClientConfig) -> bool:
+    """TLS 1.2 resumes the suite itself, TLS 1.3 any suite with the hash of the PSK."""
+    if session.version is ProtocolVersion.TLS_1_2:
+        return session.cipher_suite in config.usable_suites
+    hashes = {_hash_name(code) for code in config.usable_suites if _is_tls13(code)}
+    return _hash_name(session.cipher_suite) in hashes
+
+
+def _of_version(session: ResumableSession | None, version: ProtocolVersion) -> ResumableSession | None:
+    return session if session is not None and session.version is version else None
+
+
+def _offered_psk(session: ResumableSession, config: ClientConfig) -> OfferedPsks:
+    suite = suite_of(session.cipher_suite)
+    assert suite is not None
+    identity = PskIdentity(session.ticket, session.obfuscated_age(config.time))
+    return OfferedPsks((identity,), (bytes(suite.hash_length),))
+
+
+def _hash_name(code: CipherSuite) -> str:
+    suite = suite_of(code)
+    assert suite is not None
+    return suite.hash_name
+
+
+def _is_tls13(code: CipherSuite) -> bool:
+    suite = suite_of(code)
+    return suite is not None and suite.version is ProtocolVersion.TLS_1_3
