@@ -98,7 +98,7 @@ class CertifiedKey:
     def prove(
         self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes
     ) -> VerifiedServer:
-        """Check the server's signature over `content`; raises `DecryptError` or `IllegalParameter`."""
+        """Check the server's signature over `content`; raises `SignatureInvalid` or `IllegalParameter`."""
         self.public_key.verify(scheme, version, signature, content)
         pins = (CertificateFields.of(certificate).subject_public_key_info for certificate in self._path)
         digests = tuple(hashlib.sha256(pin).digest() for pin in pins)

@@ -117,6 +117,10 @@ class DecryptError(PeerError):
     alert = AlertDescription.DECRYPT_ERROR
 
 
+class SignatureInvalid(DecryptError):
+    """The server's signature does not verify: it does not hold the key of its certificate."""
+
+
 class HandshakeFailure(PeerError):
     """There is nothing that both sides could agree on."""
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from vmtoken.tls.codes import ClientCertificateType, ProtocolVersion, SignatureScheme
-from vmtoken.tls.errors import BadCertificate, DecryptError, IllegalParameter
+from vmtoken.tls.errors import BadCertificate, IllegalParameter, SignatureInvalid
 
 DEFAULT_SCHEMES: Final = (
     SignatureScheme.ECDSA_SECP256R1_SHA256,
@@ -98,7 +98,7 @@ class PublicKey:
         return tuple(dict.fromkeys(modern + older))
 
     def verify(self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes) -> None:
-        """Raise `IllegalParameter` if the scheme is not for this key, `DecryptError` if it did not sign."""
+        """Raise `IllegalParameter` if the scheme is not for this key, `SignatureInvalid` if it did not sign."""
         algorithm = _ALGORITHMS.get(scheme)
         if algorithm is None or not algorithm.fits(self, version):
             raise IllegalParameter(
@@ -107,7 +107,7 @@ class PublicKey:
         try:
             algorithm.verify(self.key, signature, content)
         except InvalidSignature as error:
-            raise DecryptError("the server's signature does not verify under its certificate") from error
+            raise SignatureInvalid("the server's signature does not verify under its certificate") from error
 
 
 def sign(private_key: PrivateKeyTypes, scheme: SignatureScheme, content: bytes) -> bytes:
