@@ -23,6 +23,7 @@ from vmtoken.cards.profile import (
 )
 from vmtoken.cards.records import RecordExchange
 from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.eap.packet import MAX_PACKET_LENGTH
 from vmtoken.errors import (
     ClientCertificateRefused,
     ClientCertificateUnusable,
@@ -89,7 +90,9 @@ class EapTlsCard:
         self._start: HandshakeStart | None = None
         self._authorize: Authorize | None = None
         self._server: ServerIdentity | None = None
-        self._records = RecordExchange(self._card.channel)
+        fci = self._card.fci
+        max_packet = MAX_PACKET_LENGTH if fci is None else fci.max_packet
+        self._records = RecordExchange(self._card.channel, max_packet)
         self._before = Traffic()
         with self._closed_on_error():
             self._card.verify_pin(PinReference.USER, user_pin, reserve=pin_reserve)
@@ -126,8 +129,8 @@ class EapTlsCard:
         self._before = self._card.traffic
         self._start, self._authorize, self._server = start, authorize, None
         with self._closed_on_error():
-            fci = self._card.required_profile()
-            return HandshakeStep(self._guarded(lambda: self._records.start(_parameters(start), fci)))
+            self._card.required_profile()
+            return HandshakeStep(self._guarded(lambda: self._records.start(_parameters(start))))
 
     def process(self, server_records: bytes) -> HandshakeStep:
         """See `HandshakeToken.process`."""

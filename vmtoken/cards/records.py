@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmtoken.cards import commands
-from vmtoken.cards.profile import Fci, StartParameters
+from vmtoken.cards.profile import StartParameters
 from vmtoken.codec import DecodeError
 from vmtoken.eap.eap_tls import ACKNOWLEDGEMENT, EapTlsMessage
 from vmtoken.eap.fragments import Fragmenter, Reassembler
@@ -19,14 +19,16 @@ _START = EapTlsMessage(start=True)
 class RecordExchange:
     """The EAP server's half of the conversation, without any authentication of its own."""
 
-    def __init__(self, channel: CardChannel) -> None:
+    def __init__(
+        self, channel: CardChannel, packet_length: int = MAX_PACKET_LENGTH, identifier: int = 0
+    ) -> None:
+        """`packet_length` is the longest EAP packet to the card, `identifier` the one of the first."""
         self._channel = channel
-        self._identifier = 0
-        self._packet_length = MAX_PACKET_LENGTH
+        self._packet_length = packet_length
+        self._identifier = identifier
 
-    def start(self, parameters: StartParameters, fci: Fci) -> bytes:
+    def start(self, parameters: StartParameters) -> bytes:
         """EAP-TLS Start; the answer is the ClientHello."""
-        self._packet_length = fci.max_packet
         return self._flight(self._send(_START, parameters.encode()))
 
     def exchange(self, records: bytes) -> bytes:
@@ -50,10 +52,11 @@ class RecordExchange:
         return flight
 
     def _send(self, message: EapTlsMessage, behind: bytes = b"") -> EapTlsMessage:
-        self._identifier = (self._identifier + 1) & 0xFF
-        request = EapPacket(EapCode.REQUEST, self._identifier, EapType.EAP_TLS, message.encode())
+        identifier = self._identifier
+        self._identifier = (identifier + 1) & 0xFF
+        request = EapPacket(EapCode.REQUEST, identifier, EapType.EAP_TLS, message.encode())
         answer = EapPacket.decode(commands.process_eap(self._channel, request.encode() + behind))
-        if answer.code is not EapCode.RESPONSE or answer.identifier != self._identifier:
+        if answer.code is not EapCode.RESPONSE or answer.identifier != identifier:
             raise DecodeError("the card's EAP packet is no answer to the one it was given")
         if answer.type != EapType.EAP_TLS:
             raise DecodeError(f"the card answers EAP-TLS with EAP type {answer.type}")

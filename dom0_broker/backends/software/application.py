@@ -53,6 +53,7 @@ class Application:
         self, keystore: Keystore, limits: ApduLimits, features: Features, random: Callable[[int], bytes]
     ) -> None:
         self._keystore = keystore
+        self._seen = keystore.contents
         self._limits = limits
         self._features = features
         self._verified: set[PinReference] = set()
@@ -77,10 +78,14 @@ class Application:
         }
 
     def select(self) -> bytes:
-        """SELECT (section 9.4): PINs and the handshake are forgotten, the answer is the FCI."""
+        """SELECT (section 9.4): PINs and the handshake are forgotten, the answer is the FCI.
+
+        The preferred identity is the current one until Set-Identity says otherwise (annex 5).
+        """
         self._verified.clear()
         self._next_identity = 0
-        self._applet.use_identity(None)
+        identities = self._contents.identities
+        self._applet.use_identity(LoadedIdentity.of(identities[0]) if identities else None)
         versions = (ProtocolVersion.TLS_1_3, ProtocolVersion.TLS_1_2)
         return Fci(self._contents.serial, versions, self._limits, self._features).encode()
 
@@ -100,6 +105,7 @@ class Application:
     def _process_eap(self, command: CommandApdu) -> bytes:
         self._require_user()
         _check_parameters(command.p1 | command.p2, 0x00)
+        self._reload_identity()
         return self._applet.process_eap(command.data)
 
     def _exported_parameter(self, command: CommandApdu) -> bytes:
@@ -272,6 +278,13 @@ class Application:
             if identity.label == label:
                 return identity
         raise CardError(StatusWord.REFERENCED_DATA_NOT_FOUND)
+
+    def _reload_identity(self) -> None:
+        """Another connection to the same element may have personalised it."""
+        if self._contents is not self._seen and self._applet.identity is not None:
+            self._seen = self._contents
+            if self._current is not self._applet.identity.stored:
+                self._use(self._current)
 
     @property
     def _current(self) -> StoredIdentity:

@@ -47,11 +47,20 @@ class MethodState(enum.IntEnum):
 class LoadedIdentity:
     """An identity with its key and certificates parsed once for many handshakes."""
 
-    label: bytes
+    stored: StoredIdentity
     private_key: keys.PrivateKey | None = field(repr=False)
     credential: Credential | None
     trust: TrustStore | None
-    server_name: str | None
+
+    @property
+    def label(self) -> bytes:
+        """What Set-Identity takes and EAP-Response/Identity says."""
+        return self.stored.label
+
+    @property
+    def server_name(self) -> str | None:
+        """Whom an EAP peer expects when the Start names nobody."""
+        return self.stored.server_name
 
     @classmethod
     def of(cls, stored: StoredIdentity) -> LoadedIdentity:
@@ -61,7 +70,7 @@ class LoadedIdentity:
         if key is not None and stored.chain:
             credential = Credential(stored.chain, PublicKey(key.public_key()).schemes())
         trust = TrustStore(stored.anchors) if stored.anchors else None
-        return cls(stored.label, key, credential, trust, stored.server_name)
+        return cls(stored, key, credential, trust)
 
 
 class EapTlsApplet:
