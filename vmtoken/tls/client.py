@@ -22,6 +22,7 @@ from collections.abc import Callable
 from vmtoken.tls import hello
 from vmtoken.tls.codes import AlertDescription, AlertLevel, SignatureScheme
 from vmtoken.tls.config import ClientConfig
+from vmtoken.tls.delegated import DelegatedConnection
 from vmtoken.tls.errors import LocalError, PeerError, TlsError
 from vmtoken.tls.events import Event, NeedData
 from vmtoken.tls.handshake_records import HandshakeRecords, Signal
@@ -42,16 +43,21 @@ class ClientConnection:
         """Make the ClientHello; `data_to_send` has it."""
         self._records = HandshakeRecords(config.receive_limit, config.key_log)
         self._end: TlsError | None = None
+        self._session: DelegatedConnection | None = None
         self._state: State = hello.start(config, random, self._records)
 
     def data_to_send(self) -> bytes:
         """Whole records for the server, each once."""
-        return self._records.data_to_send()
+        data = self._records.data_to_send()
+        return data if self._session is None else data + self._session.data_to_send()
 
     def receive_data(self, data: bytes) -> None:
         """Take octets from the server, in pieces of any size; `next_event` looks at them."""
         self._check_open()
-        self._records.receive(data)
+        if self._session is None:
+            self._records.receive(data)
+        else:
+            self._session.receive_data(data)
 
     def next_event(self) -> Event:
         """What happened next, or `NeedData`.
@@ -79,17 +85,18 @@ class ClientConnection:
     def key_block(self) -> KeyBlock:
         """The keys of the session, once, after `HandshakeComplete`; the connection is then over."""
         connected = self._connected()
+        if self._session is not None:
+            raise LocalError("the connection uses its keys itself")
         self._end = LocalError("the keys of this connection were handed over")
         self._state = State()
         return connected.key_block
 
-    @property
     def unread(self) -> bytes:
-        """Octets behind the handshake that came with it: for who takes over the key block.
+        """Octets behind the handshake that came with it, once: for who takes over the key block.
 
         Some servers send TLS 1.3 tickets before they hear our Finished.
         """
-        return self._records.unread
+        return self._records.take_unread()
 
     def resumption(self) -> ResumptionSecret | None:
         """What turns the tickets of this TLS 1.3 session into sessions; None in TLS 1.2."""
@@ -103,9 +110,19 @@ class ClientConnection:
         """RFC 5705, RFC 8446 section 7.5; in TLS 1.3 no context is the same as an empty one."""
         return self._connected().exporter(label, context, length)
 
+    def send_data(self, data: bytes) -> None:
+        """Send application data; the connection then keeps its keys. For EAP and tests."""
+        self._record_layer(self._connected()).send_data(data)
+
+    def close(self) -> None:
+        """Send close_notify."""
+        self._record_layer(self._connected()).close()
+
     def _next_event(self) -> Event:
         records = self._records
         while not records.events:
+            if isinstance(self._state, Connected):
+                return self._record_layer(self._state).next_event()
             following = self._state.proceed(records)
             if following is None:
                 if isinstance(self._state, ExpectSignature):
@@ -125,6 +142,13 @@ class ClientConnection:
             return self._state
         return self._state.change_cipher_spec(self._records)
 
+    def _record_layer(self, connected: Connected) -> DelegatedConnection:
+        """The same that a guest would use, started when the first need for it shows."""
+        if self._session is None:
+            self._session = DelegatedConnection(connected.key_block)
+            self._session.receive_data(self._records.take_unread())
+        return self._session
+
     def _connected(self) -> Connected:
         self._check_open()
         if not isinstance(self._state, Connected):
@@ -136,11 +160,10 @@ class ClientConnection:
             raise self._end
 
     def _fail(self, error: TlsError) -> None:
-        """Tell the server, unless it was the server who told us."""
-        if isinstance(error, PeerError | LocalError):
+        """Tell the server, unless it was the server who told us, or the record layer has told it."""
+        self._end = error
+        if self._session is None and isinstance(error, PeerError | LocalError):
             self._abort(error.alert, error)
-        else:
-            self._end = error
 
     def _abort(self, alert: AlertDescription, end: TlsError) -> None:
         self._records.discard_flight()

@@ -70,10 +70,9 @@ class HandshakeRecords:
             self._take(record, version)
         return message
 
-    @property
-    def unread(self) -> bytes:
-        """Octets that came and were not looked at."""
-        return self._reader.held
+    def take_unread(self) -> bytes:
+        """Octets that came and were not looked at, once."""
+        return self._reader.take()
 
     def ignore_change_cipher_spec(self) -> None:
         """One came that does not matter; but not without end."""

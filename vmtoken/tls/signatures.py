@@ -98,7 +98,7 @@ class PublicKey:
         return tuple(dict.fromkeys(modern + older))
 
     def verify(self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes) -> None:
-        """Raise `IllegalParameter` if the scheme is not for this key, `SignatureInvalid` if it did not sign."""
+        """Raise `IllegalParameter` if the scheme does not fit, `SignatureInvalid` if the key did not sign."""
         algorithm = _ALGORITHMS.get(scheme)
         if algorithm is None or not algorithm.fits(self, version):
             raise IllegalParameter(
