@@ -167,7 +167,7 @@ class Attempt:
         desk, vm = self._desk, self._facts.vm
         request = _checked(self._request)
         _, token = desk.inventory.bound_token(vm.uuid, request.token)
-        self._facts = replace(self._facts, request=request, token=token.name)
+        self._facts.request, self._facts.token = request, token.name
         self._end = self._began + min(request.timeout, desk.limits.handshake_timeout)
         self._resources.enter_context(desk.quotas.one_more(vm.uuid))
         await token.admission.acquire(vm.uuid, self._end)
@@ -242,8 +242,14 @@ class Attempt:
         return DeadlineExceeded(f"The handshake was not complete after {asked:g} seconds.")
 
     def _note(self, run: _Run | None, outcome: str, result: HandshakeResult | None) -> None:
-        total = asyncio.get_running_loop().time() - self._began
-        self._desk.sessions.note(_summary(self._facts, run, outcome, result, total))
+        """For the operator's list; after the answer to the guest, who waits."""
+        loop = asyncio.get_running_loop()
+        total = loop.time() - self._began
+
+        def note() -> None:
+            self._desk.sessions.note(_summary(self._facts, run, outcome, result, total))
+
+        loop.call_soon(note)
 
     def _finish(self) -> None:
         self.over = True
@@ -252,7 +258,7 @@ class Attempt:
         self._resources.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Facts:
     """What every record about a handshake says."""
 
@@ -475,7 +481,8 @@ def _checked(untrusted: StartRequest) -> StartRequest:
     names_fit = all(0 < len(name) < 256 and name.isascii() for name in untrusted.alpn)
     if len(untrusted.alpn) > _MOST_ALPN or not names_fit:
         raise InvalidRequest(f"ALPN takes up to {_MOST_ALPN} names of 1 to 255 ASCII characters.")
-    return replace(untrusted, server_name=_server_name(untrusted.server_name))
+    name = _server_name(untrusted.server_name)
+    return untrusted if name == untrusted.server_name else replace(untrusted, server_name=name)
 
 
 def _server_name(untrusted_name: str) -> str:

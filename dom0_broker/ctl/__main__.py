@@ -52,7 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for group in (sessions, vms, tokens, ca):
         group.register(commands)
+    _accept_json_anywhere(commands)
     return parser
+
+
+def _accept_json_anywhere(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """People write `vm list --json` as well as `--json vm list`."""
+    for parser in commands.choices.values():
+        inner = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+        for group in inner:
+            _accept_json_anywhere(group)
+        if not inner:
+            parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
 def _sentence(error: VmTokenError) -> str:

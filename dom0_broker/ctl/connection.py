@@ -7,11 +7,15 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dom0_broker.config import BrokerConfig, read_config
 from vmtoken.errors import BrokerUnavailable
 from vmtoken.rpc.channel import unix_channel
-from vmtoken.v1.admin_service_pb2_grpc import AdminServiceAsyncStub, AdminServiceStub
+from vmtoken.v1.admin_service_pb2_grpc import AdminServiceStub
+
+if TYPE_CHECKING:
+    from vmtoken.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
 
 DEFAULT_CONFIG = Path("/etc/vmtoken/broker.toml")
 
