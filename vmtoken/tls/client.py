@@ -91,12 +91,13 @@ class ClientConnection:
         self._state = State()
         return connected.key_block
 
+    @property
     def unread(self) -> bytes:
-        """Octets behind the handshake that came with it, once: for who takes over the key block.
+        """Octets behind the handshake that came with it: for who takes over the key block.
 
         Some servers send TLS 1.3 tickets before they hear our Finished.
         """
-        return self._records.take_unread()
+        return self._records.unread
 
     def resumption(self) -> ResumptionSecret | None:
         """What turns the tickets of this TLS 1.3 session into sessions; None in TLS 1.2."""
@@ -146,7 +147,7 @@ class ClientConnection:
         """The same that a guest would use, started when the first need for it shows."""
         if self._session is None:
             self._session = DelegatedConnection(connected.key_block)
-            self._session.receive_data(self._records.take_unread())
+            self._session.receive_data(self._records.unread)
         return self._session
 
     def _connected(self) -> Connected:

@@ -70,9 +70,10 @@ class HandshakeRecords:
             self._take(record, version)
         return message
 
-    def take_unread(self) -> bytes:
-        """Octets that came and were not looked at, once."""
-        return self._reader.take()
+    @property
+    def unread(self) -> bytes:
+        """Octets that came and were not looked at."""
+        return self._reader.held
 
     def ignore_change_cipher_spec(self) -> None:
         """One came that does not matter; but not without end."""

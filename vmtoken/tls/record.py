@@ -47,10 +47,10 @@ class RecordReader:
         """True on a record boundary."""
         return not self._held
 
-    def take(self) -> bytes:
-        """What was received and not given out yet; it is gone then."""
-        held, self._held = self._held, bytearray()
-        return bytes(held)
+    @property
+    def held(self) -> bytes:
+        """What was received and not given out yet."""
+        return bytes(self._held)
 
     def receive(self, data: Octets) -> None:
         """Take octets, for `next_record`."""
