@@ -179,7 +179,10 @@ class ExtendedMasterSecret(_Empty):
 
 
 class StatusRequestAcknowledgement(_Empty):
-    """RFC 6066 section 8: in TLS 1.2, CertificateStatus may follow the server's Certificate."""
+    """RFC 6066 section 8: in TLS 1.2, CertificateStatus may follow the server's Certificate.
+
+    In CertificateRequest of TLS 1.3 it asks for a staple of the client's (RFC 8446 section 4.4.2.1).
+    """
 
     __slots__ = ()
     extension_type: ClassVar = ExtensionType.STATUS_REQUEST
@@ -742,7 +745,11 @@ _DECODERS: dict[Context, dict[int, type[_Decodable]]] = {
     ),
     Context.CERTIFICATE: _by_type(OcspStatus),
     Context.CERTIFICATE_REQUEST: _by_type(
-        StatusRequest, SignatureAlgorithms, CertificateAuthorities, OidFilters, SignatureAlgorithmsCert
+        StatusRequestAcknowledgement,
+        SignatureAlgorithms,
+        CertificateAuthorities,
+        OidFilters,
+        SignatureAlgorithmsCert,
     ),
     Context.NEW_SESSION_TICKET: _by_type(MaxEarlyDataSize),
 }
