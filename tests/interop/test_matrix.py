@@ -124,7 +124,7 @@ def test_server_that_sends_small_records(
 @pytest.mark.parametrize("program", programs(Feature.STAPLES))
 @pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 def test_good_ocsp_staple_is_taken(program: Program, version: str, client: Client, tmp_path: Path) -> None:
-    staple = pki().intermediate.ocsp_response(server_identity().certificate)
+    staple = pki().intermediate.ocsp_response(server_identity(KeyKind.ECDSA_P256).certificate)
     options = ServerOptions(minimum=version, maximum=version, ocsp_response=staple)
     with program.serve(tmp_path, options) as server:
         session = client.connect(server, KeyKind.ECDSA_P256)
@@ -137,7 +137,7 @@ def test_good_ocsp_staple_is_taken(program: Program, version: str, client: Clien
 def test_staple_that_says_revoked_ends_the_handshake(
     program: Program, version: str, client: Client, tmp_path: Path
 ) -> None:
-    staple = pki().intermediate.ocsp_response(server_identity().certificate, ocsp.OCSPCertStatus.REVOKED)
+    staple = pki().intermediate.ocsp_response(server_identity(KeyKind.ECDSA_P256).certificate, ocsp.OCSPCertStatus.REVOKED)
     options = ServerOptions(minimum=version, maximum=version, ocsp_response=staple)
     with program.serve(tmp_path, options) as server, pytest.raises(client.failures, match="revoked"):
         client.connect(server, KeyKind.ECDSA_P256)

@@ -50,6 +50,7 @@ class EngineSession:
         """What the next connection can resume: of TLS 1.2 at once, of TLS 1.3 once a ticket has come."""
         self._resumption = handshake.resumption()
         self.records = DelegatedConnection(handshake.key_block())
+        self.records.receive_data(handshake.unread())
         self._connection = connection
 
     def send(self, data: bytes) -> None:
@@ -114,7 +115,7 @@ class EngineClient:
 
 def client_config(server_name: str, client: Identity, **options: Any) -> ClientConfig:
     """What the token would be told for this server."""
-    schemes = PublicKey.of(client.certificate).schemes
+    schemes = PublicKey.of(client.certificate).schemes()
     return ClientConfig(
         server_name=server_name,
         trust=TrustStore([client.root_der]),

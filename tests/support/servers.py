@@ -166,7 +166,6 @@ def _gnutls(directory: Path, files: IdentityFiles, options: ServerOptions) -> It
         command += ["--recordsize", str(options.record_size)]
     if options.ocsp_response is not None:
         command += ["--ocsp-response", str(_ocsp_file(directory, options.ocsp_response))]
-        command += ["--ignore-ocsp-response-errors"]  # it thinks that responses with SHA-256 ids do not match
     environment = {"SSLKEYLOGFILE": str(_keylog_path(directory))} if options.keylog else {}
     command += options.arguments
 
@@ -247,6 +246,7 @@ http {{
         "client": "$ssl_client_s_dn", "alpn": "$ssl_alpn_protocol", "group": "$ssl_curve",
         "cipher": "$ssl_cipher", "server_name": "$ssl_server_name"}}';
     }}
+    location = /small {{ root {directory}; }}
     location /bulk/ {{
       root {directory};
       dav_methods PUT;

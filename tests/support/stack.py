@@ -58,6 +58,7 @@ class Stack:
     """More of agent.toml."""
 
     policy: str = "allow vm=* server=*"
+    broker_program: tuple[str | Path, ...] = ("vmtoken-broker",)
     link: Path | None = None
     """What the agent takes for the broker's socket; None for the socket itself."""
 
@@ -67,14 +68,21 @@ class Stack:
 
     @classmethod
     @contextmanager
-    def running(cls, kinds: Sequence[KeyKind] = (KeyKind.ECDSA_P256,), **options: object) -> Iterator[Stack]:
+    def running(
+        cls,
+        kinds: Sequence[KeyKind] = (KeyKind.ECDSA_P256,),
+        *,
+        without_agent: bool = False,
+        **options: object,
+    ) -> Iterator[Stack]:
         """Broker and agent, with a card of each kind, as long as the block lasts."""
         home = Path(tempfile.mkdtemp(prefix="vmtoken-"))  # short: paths of sockets have 107 octets at most
         stack = cls(home, **options)  # type: ignore[arg-type]
         try:
             stack.start_broker()
             stack.personalise(kinds)
-            stack.start_agent()
+            if not without_agent:
+                stack.start_agent()
             yield stack
         except BaseException as error:
             error.add_note(stack.logs())
@@ -91,7 +99,7 @@ class Stack:
         policy.mkdir(exist_ok=True)
         (policy / "10-test.policy").write_text(self.policy + "\n")
         configuration = self._write("broker.toml", _BROKER_TOML + self.broker_settings)
-        self.broker = self._start("vmtoken-broker", "--config", configuration)
+        self.broker = self._start(*self.broker_program, "--config", configuration)
         _wait_for_socket(self.broker, self.admin_socket)
         return self.broker
 
@@ -119,10 +127,11 @@ class Stack:
         ]
         return "\n".join(texts)
 
-    def _start(self, program: str, *arguments: str | Path) -> Child:
+    def _start(self, program: str | Path, *arguments: str | Path) -> Child:
+        """A path, or the name of a console script of this environment."""
         self._logs += 1
         executable = Path(sys.executable).parent / program
-        return Child([executable, *arguments], self.home / f"{self._logs}-{program}.log")
+        return Child([executable, *arguments], self.home / f"{self._logs}-{executable.name}.log")
 
     def _write(self, name: str, text: str) -> Path:
         path = self.home / name

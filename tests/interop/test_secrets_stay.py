@@ -1,0 +1,221 @@
+"""What crosses the link and what is in the agent's memory: the keys of open sessions, and no other secret.
+
+The broker runs with a tap (tests/support/tapped_broker.py) that writes down every key derivation of the
+real sessions. All of that but the key blocks must be found neither in a recording of the link nor in the
+image of the agent's memory. Controls show that the search finds what is there.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_private_key
+
+from dom0_broker.backends.software.keystore import Keystore
+from dom0_broker.backends.software.sealing import load_sealing_key
+from dom0_broker.safe import Safe
+from dom0_broker.store import Store
+from tests.support import tapped_broker
+from tests.support.pki import KeyKind
+from tests.support.process_memory import MemoryImage
+from tests.support.relays import Recording, recording_relay
+from tests.support.servers import PROGRAMS, TLS_1_2, TLS_1_3, Server, ServerOptions
+from tests.support.stack import Stack
+from tests.support.stack_client import StackClient, StackSession
+from tests.support.tapped_broker import Derivation, derivations
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
+
+KIND = KeyKind.ECDSA_P256
+SHORTEST = 16
+"""Octets: what is shorter (IVs, verify_data) may be found by chance."""
+
+PUBLIC = {bytes(32), bytes(48)}
+"""What the key schedule starts from without a PSK."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A tapped broker, an agent behind a recorded link."""
+
+    stack: Stack
+    tap: Path
+    link: Recording
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
+    tap = tmp_path_factory.mktemp("tap") / "derivations"
+    tap.touch(mode=0o600)
+    program = (*tapped_broker.PROGRAM, tap)
+    with Stack.running((KIND,), without_agent=True, broker_program=program) as stack:
+        stack.link = stack.home / "relay.sock"
+        with recording_relay(stack.link, stack.broker_socket) as link:
+            stack.start_agent()
+            yield Setting(stack, tap, link)
+            assert stack.agent is not None
+            stack.agent.stop()
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A full session and one that resumes it, both open, and what became known on the way."""
+
+    server: Server
+    secrets: frozenset[bytes]
+    key_blocks: frozenset[bytes]
+    agent: MemoryImage
+
+
+@pytest.fixture(scope="module", params=[TLS_1_2, TLS_1_3])
+def sessions(
+    request: pytest.FixtureRequest, setting: Setting, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sessions]:
+    options = ServerOptions(minimum=request.param, maximum=request.param, keylog=True)
+    directory = tmp_path_factory.mktemp("server")
+    with PROGRAMS["python-ssl"].serve(directory, options) as server, StackClient.of(setting.stack) as client:
+        full = used(client, server)
+        resumed = used(client, server)
+        assert (full.resumed, resumed.resumed) == (False, True)
+        secrets, key_blocks = sorted_out(list(derivations(setting.tap)))
+        assert setting.stack.agent is not None
+        yield Sessions(server, secrets, key_blocks, MemoryImage.of(setting.stack.agent.pid))
+        full.close()
+        resumed.close()
+
+
+def used(client: StackClient, server: Server) -> StackSession:
+    """A session through which data went, and whose ticket came."""
+    session = client.connect(server, KIND)
+    talk = server.talk(session)
+    talk.seen()
+    talk.echo(b"0123456789abcdef" * 100)
+    return session
+
+
+def test_tap_knows_what_the_servers_key_log_says(sessions: Sessions) -> None:
+    """The list of secrets is that of the real sessions: whatever the server logged is on it."""
+    logged = {bytes.fromhex(line.split()[2]) for line in sessions.server.keylog.read_text().splitlines()}
+    assert logged
+    assert logged <= sessions.secrets | sessions.key_blocks
+
+
+def test_search_finds_the_key_blocks_in_the_agent_and_on_the_link(
+    sessions: Sessions, setting: Setting
+) -> None:
+    """Control: what must be there is found there."""
+    assert len(sessions.key_blocks) >= 4  # two directions, two sessions
+    assert all(sessions.agent.holds(key) for key in sessions.key_blocks)
+    assert all(setting.link.holds(key) for key in sessions.key_blocks)
+
+
+def test_search_finds_the_private_key_and_resumption_secrets_in_the_broker(
+    sessions: Sessions, setting: Setting
+) -> None:
+    """Control: the card of this broker is a software element in its process."""
+    assert setting.stack.broker is not None
+    broker = MemoryImage.of(setting.stack.broker.pid)
+    assert any(broker.holds(form) for form in private_key_forms(setting.stack))
+    assert any(broker.holds(secret) for secret in sessions.secrets)
+
+
+def test_no_secret_of_a_handshake_is_in_the_agents_memory(sessions: Sessions) -> None:
+    assert len(sessions.secrets) > 10
+    found = [secret for secret in sessions.secrets if sessions.agent.holds(secret)]
+    assert not found, f"{len(found)} of {len(sessions.secrets)}"
+
+
+def test_no_secret_of_a_handshake_crossed_the_link(sessions: Sessions, setting: Setting) -> None:
+    assert len(setting.link) > 1000
+    found = [secret for secret in sessions.secrets if setting.link.holds(secret)]
+    assert not found, f"{len(found)} of {len(sessions.secrets)}"
+
+
+def test_neither_private_key_nor_pin_left_the_broker(sessions: Sessions, setting: Setting) -> None:
+    for form in (*private_key_forms(setting.stack), *pins(setting.stack)):
+        assert not setting.link.holds(form)
+        assert not sessions.agent.holds(form)
+
+
+# What is secret ---------------------------------------------------------------------------------------
+
+
+def sorted_out(tapped: list[Derivation]) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """All secrets that must stay, and the keys that make up key blocks.
+
+    What an agent may derive itself from a key block is neither.
+    """
+    allowed, key_blocks, finished_keys, secrets = set[bytes](), set[bytes](), set[bytes](), set[bytes]()
+    for each in tapped:
+        if b"tls13 c ap traffic" in each.message or b"tls13 s ap traffic" in each.message:
+            key_blocks.add(each.output)
+        elif b"key expansion" in each.message or each.key in key_blocks or each.key in allowed:
+            allowed.add(each.output)
+        elif b"tls13 finished" in each.message:
+            finished_keys.add(each.output)
+    key_blocks |= tls12_keys(tapped)
+    for each in tapped:
+        secrets |= {each.key, each.output} if each.key not in finished_keys else {each.key}
+        secrets |= inputs(each, finished_keys)
+    secrets -= allowed | key_blocks | PUBLIC
+    return frozenset(secret for secret in secrets if len(secret) >= SHORTEST), frozenset(key_blocks)
+
+
+def inputs(each: Derivation, finished_keys: set[bytes]) -> set[bytes]:
+    """Key exchange results and PSKs are the messages of HKDF-Extract; other messages are public."""
+    is_labelled = any(label in each.message for label in LABELS)
+    return set() if is_labelled or each.key in finished_keys else {each.message}
+
+
+LABELS = (b"tls13 ", b"extended master secret", b"key expansion", b"client finished", b"server finished")
+
+
+def tls12_keys(tapped: list[Derivation]) -> set[bytes]:
+    """The first octets of client and server keys: the key block of TLS 1.2 begins with the client's key."""
+    blocks: dict[bytes, bytes] = {}
+    for each in tapped:
+        if b"key expansion" in each.message and not each.message.startswith(b"key expansion"):
+            seed = each.message[each.message.index(b"key expansion") :]
+            blocks[each.key + seed] = blocks.get(each.key + seed, b"") + each.output
+    return {key for block in blocks.values() for key in (block[:SHORTEST], block[KEY : KEY + SHORTEST])}
+
+
+KEY = 32
+"""Octets of a key of AES-256-GCM, which the test server prefers in TLS 1.2."""
+
+
+def private_key_forms(stack: Stack) -> tuple[bytes, ...]:
+    """The scalar in both byte orders, as a library may hold it, and the encodings of files."""
+    sealing_key = load_sealing_key(stack.state)
+    (path,) = (stack.state / "elements").glob(f"{KIND.value}*")
+    (identity,) = Keystore.load(path, sealing_key).contents.identities
+    assert identity.private_key is not None
+    key = load_der_private_key(identity.private_key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    scalar = key.private_numbers().private_value
+    body = base64.b64encode(identity.private_key)
+    return (
+        scalar.to_bytes(32, "big"),
+        scalar.to_bytes(32, "little"),
+        identity.private_key,
+        body[:64],
+        body[64:128],
+    )
+
+
+def pins(stack: Stack) -> tuple[bytes, ...]:
+    """The random PINs that the broker made for the card."""
+    safe = Safe(load_sealing_key(stack.state))
+    with contextlib.closing(Store(stack.state / "broker.sqlite")) as store:
+        (token,) = store.tokens()
+    assert token.sealed_user_pin is not None
+    assert token.sealed_operator_pin is not None
+    user = safe.open(token.sealed_user_pin, f"user PIN of token {token.name}")
+    operator = safe.open(token.sealed_operator_pin, f"operator PIN of token {token.name}")
+    return user.reveal(), operator.reveal()
