@@ -19,6 +19,12 @@ class EapTlsFlags(enum.IntFlag):
     START = 0x20
 
 
+# Numbers: arithmetic with enum members costs more than the rest of a packet.
+_LENGTH_INCLUDED = int(EapTlsFlags.LENGTH_INCLUDED)
+_MORE_FRAGMENTS = int(EapTlsFlags.MORE_FRAGMENTS)
+_START = int(EapTlsFlags.START)
+
+
 @dataclass(frozen=True, slots=True)
 class EapTlsMessage:
     """Flags, the length of the whole TLS message if it is said, and a piece of TLS data."""
@@ -36,13 +42,11 @@ class EapTlsMessage:
 
     def encode(self) -> bytes:
         """The octets behind the EAP type."""
-        flags = (EapTlsFlags.MORE_FRAGMENTS if self.more_fragments else 0) | (
-            EapTlsFlags.START if self.start else 0
-        )
+        flags = (_MORE_FRAGMENTS if self.more_fragments else 0) | (_START if self.start else 0)
         if self.tls_message_length is None:
             return bytes((flags,)) + self.data
         length = self.tls_message_length.to_bytes(TLS_LENGTH_LENGTH, "big")
-        return bytes((flags | EapTlsFlags.LENGTH_INCLUDED,)) + length + self.data
+        return bytes((flags | _LENGTH_INCLUDED,)) + length + self.data
 
     @classmethod
     def decode(cls, octets: bytes) -> EapTlsMessage:
@@ -52,15 +56,15 @@ class EapTlsMessage:
         flags = octets[0]
         start = FLAGS_LENGTH
         length = None
-        if flags & EapTlsFlags.LENGTH_INCLUDED:
+        if flags & _LENGTH_INCLUDED:
             start += TLS_LENGTH_LENGTH
             if len(octets) < start:
                 raise DecodeError("an EAP-TLS packet whose TLS message length is cut off")
             length = int.from_bytes(octets[FLAGS_LENGTH:start], "big")
         return cls(
             octets[start:],
-            more_fragments=bool(flags & EapTlsFlags.MORE_FRAGMENTS),
-            start=bool(flags & EapTlsFlags.START),
+            more_fragments=bool(flags & _MORE_FRAGMENTS),
+            start=bool(flags & _START),
             tls_message_length=length,
         )
 

@@ -7,6 +7,7 @@ short APDU (lengths of one octet) or an extended one (two octets behind a zero).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vmtoken.codec import DecodeError
 from vmtoken.iso7816.status import StatusWord
@@ -21,9 +22,11 @@ MAX_EXTENDED_DATA = 65535
 MAX_EXTENDED_LE = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class CommandApdu:
-    """A command: four octets of header, data, and how many octets are expected back at most."""
+class CommandApdu(NamedTuple):
+    """A command: four octets of header, data, and how many octets are expected back at most.
+
+    A tuple, because a handshake makes dozens and a frozen dataclass costs four times as much.
+    """
 
     cla: int
     ins: int
@@ -35,21 +38,20 @@ class CommandApdu:
 
     def encode(self, *, extended: bool = False) -> bytes:
         """The octets to send; extended when asked for or when the lengths demand it."""
-        header = bytes((self.cla, self.ins, self.p1, self.p2))
-        size = len(self.data)
-        if extended or size > MAX_SHORT_DATA or (self.le or 0) > MAX_SHORT_LE:
-            return header + self._extended_body()
-        body = bytes((size,)) + self.data if size else b""
-        return header + body + (b"" if self.le is None else bytes((self.le & 0xFF,)))
+        cla, ins, p1, p2, data, le = self
+        size = len(data)
+        if extended or size > MAX_SHORT_DATA or (le or 0) > MAX_SHORT_LE:
+            return bytes((cla, ins, p1, p2)) + self._extended_body()
+        tail = b"" if le is None else bytes((le & 0xFF,))
+        return bytes((cla, ins, p1, p2, size)) + data + tail if size else bytes((cla, ins, p1, p2)) + tail
 
     @classmethod
     def decode(cls, octets: bytes) -> CommandApdu:
         """Read a short or extended APDU; raise `DecodeError` if its lengths do not fit."""
         if len(octets) < 4:
             raise DecodeError(f"a command APDU of {len(octets)} octets, at least 4 are needed")
-        cla, ins, p1, p2 = octets[:4]
         data, le = _decode_body(octets)
-        return cls(cla, ins, p1, p2, data, le)
+        return cls(octets[0], octets[1], octets[2], octets[3], data, le)
 
     def _extended_body(self) -> bytes:
         size = len(self.data)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from vmtoken.codec import DecodeError
 from vmtoken.iso7816.apdu import (
     MAX_EXTENDED_DATA,
     MAX_EXTENDED_LE,
@@ -28,9 +27,13 @@ _MAX_ROUNDS = 1024
 """APDUs for one answer: enough for `_MAX_ANSWER` in parts of 128 octets; a card that stalls is cut off."""
 
 _INS_GET_RESPONSE = 0xC0
-_INS_FETCH = 0x12
-_CLA_FETCH = 0xA0
+_FETCH = bytes.fromhex("A0 12 00 00")
 _CLA_CHAINING = 0x10
+
+_SUCCESS = 0x9000
+_SW1_GET_RESPONSE = 0x61
+_SW1_WRONG_LE = 0x6C
+_SW1_MORE = (0x61, 0x9F)
 
 
 class Chaining(enum.Enum):
@@ -91,22 +94,15 @@ class CardChannel:
 
     def send(self, command: CommandApdu) -> bytes:
         """The data that answers a command; raise `StatusWordError` unless the card says 9000."""
-        answer = self.exchange(command)
-        if answer.status != StatusWord.SUCCESS:
-            raise StatusWordError(answer.status, command.ins)
-        return answer.data
+        data, status = self._run(command)
+        if status != _SUCCESS:
+            raise StatusWordError(StatusWord(status), command.ins)
+        return data
 
     def exchange(self, command: CommandApdu) -> ResponseApdu:
         """The whole answer to a command, whatever its status word; raise `CardMisbehaved`."""
-        last = self._last_part(command)
-        encoded = self._encode(last)
-        answer = self._transmit(encoded)
-        correct_le = answer.status.correct_le
-        if correct_le is not None:
-            answer = self._transmit(self._encode(_with_le(last, correct_le)))
-        if answer.status.octets_left is None:
-            return answer
-        return self._fetch(command, answer)
+        data, status = self._run(command)
+        return ResponseApdu(data, StatusWord(status))
 
     def reset(self) -> None:
         """Reset the card."""
@@ -116,66 +112,62 @@ class CardChannel:
         """Give the connection back."""
         self._connection.close()
 
-    def _last_part(self, command: CommandApdu) -> CommandApdu:
-        """Send all but the last part of a long command."""
-        size, limit = len(command.data), self.limits.command_data
-        if size <= limit:
-            return command
-        start = 0
-        while size - start > limit:
-            self._send_part(command, command.data[start : start + limit])
-            start += limit
-        return CommandApdu(command.cla, command.ins, command.p1, command.p2, command.data[start:], command.le)
+    def _run(self, command: CommandApdu) -> tuple[bytes, int]:
+        """Data and status word; plain numbers and octets, for a handshake takes dozens of APDUs."""
+        if len(command.data) > self.limits.command_data:
+            command = self._send_all_but_last_part(command)
+        data, status = self._transmit(self._encode(command))
+        if status >> 8 == _SW1_WRONG_LE:
+            data, status = self._transmit(self._encode(_with_le(command, status & 0xFF or MAX_SHORT_LE)))
+        return self._fetch(command, data, status) if status >> 8 in _SW1_MORE else (data, status)
 
-    def _send_part(self, command: CommandApdu, data: bytes) -> None:
-        cla, p1 = command.cla, command.p1
+    def _send_all_but_last_part(self, command: CommandApdu) -> CommandApdu:
+        """The last part is a command of its own, with the Le of the whole."""
+        cla, ins, p1, p2, data, le = command
         if self._chaining is Chaining.CLA:
-            cla |= _CLA_CHAINING
+            part_header = (cla | _CLA_CHAINING, ins, p1, p2)
         else:
-            p1 |= 1
-        part = CommandApdu(cla, command.ins, p1, command.p2, data)
-        status = self._transmit(part.encode(extended=self.limits.extended)).status
-        if status != StatusWord.SUCCESS:
-            raise StatusWordError(status, command.ins)
+            part_header = (cla, ins, p1 | 1, p2)
+        limit = self.limits.command_data
+        start = 0
+        while len(data) - start > limit:
+            part = CommandApdu(*part_header, data[start : start + limit])
+            _, status = self._transmit(part.encode(extended=self.limits.extended))
+            if status != _SUCCESS:
+                raise StatusWordError(StatusWord(status), ins)
+            start += limit
+        return CommandApdu(cla, ins, p1, p2, data[start:], le)
 
     def _encode(self, command: CommandApdu) -> bytes:
         if command.data and command.le is not None and not self._le_with_data:
             command = _with_le(command, None)
         return command.encode(extended=self.limits.extended)
 
-    def _fetch(self, command: CommandApdu, answer: ResponseApdu) -> ResponseApdu:
-        """Collect what the card announced with 61xx (GET RESPONSE) or 9Fxx (FETCH)."""
-        parts = [answer.data] if answer.data else []
-        size = len(answer.data)
+    def _fetch(self, command: CommandApdu, data: bytes, status: int) -> tuple[bytes, int]:
+        """Collect what the card announced with 61xx (GET RESPONSE) or 9Fxx (FETCH); SW2 is the Le to ask with."""
+        get_response = bytes((command.cla & ~_CLA_CHAINING, _INS_GET_RESPONSE, 0, 0))
+        parts, size = [data], len(data)
         for _ in range(_MAX_ROUNDS):
-            octets_left = answer.status.octets_left
-            if octets_left is None:
-                return ResponseApdu(b"".join(parts), answer.status)
-            answer = self._fetch_part(command, answer.status.sw1, octets_left)
-            parts.append(answer.data)
-            size += len(answer.data)
+            header = get_response if status >> 8 == _SW1_GET_RESPONSE else _FETCH
+            data, status = self._transmit(header + bytes((status & 0xFF,)))
+            if status >> 8 == _SW1_WRONG_LE:
+                data, status = self._transmit(header + bytes((status & 0xFF,)))
+            parts.append(data)
+            size += len(data)
+            if status >> 8 not in _SW1_MORE:
+                return b"".join(parts), status
             if size > _MAX_ANSWER:
                 break
         raise CardMisbehaved(f"the card's answer to INS {command.ins:02X} has no end")
 
-    def _fetch_part(self, command: CommandApdu, sw1: int, octets: int) -> ResponseApdu:
-        if sw1 == 0x61:
-            part = CommandApdu(command.cla & ~_CLA_CHAINING, _INS_GET_RESPONSE, le=octets)
-        else:
-            part = CommandApdu(_CLA_FETCH, _INS_FETCH, le=octets)
-        answer = self._transmit(part.encode())
-        correct_le = answer.status.correct_le
-        return answer if correct_le is None else self._transmit(_with_le(part, correct_le).encode())
-
-    def _transmit(self, command: bytes) -> ResponseApdu:
-        octets = self._connection.transmit(command)
+    def _transmit(self, command: bytes) -> tuple[bytes, int]:
+        answer = self._connection.transmit(command)
+        if len(answer) < 2:
+            raise CardMisbehaved("the card's answer has no status word")
         self.apdus += 1
-        self.octets += len(command) + len(octets)
-        try:
-            return ResponseApdu.decode(octets)
-        except DecodeError as error:
-            raise CardMisbehaved(str(error)) from error
+        self.octets += len(command) + len(answer)
+        return answer[:-2], answer[-2] << 8 | answer[-1]
 
 
 def _with_le(command: CommandApdu, le: int | None) -> CommandApdu:
-    return CommandApdu(command.cla, command.ins, command.p1, command.p2, command.data, le)
+    return command._replace(le=le)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from vmtoken.codec import DecodeError, Reader
+from vmtoken.codec import DecodeError
 
 _MAX_TAG_OCTETS = 3
 """ISO/IEC 7816-4 section 5.2.2.1 allows one, two or three."""
@@ -13,8 +13,7 @@ _MAX_LENGTH_OCTETS = 4
 """ISO/IEC 7816-4 section 5.2.2.2 allows four behind the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class BerTlv:
+class BerTlv(NamedTuple):
     """One data object. The tag is the number that its octets make: 0x6F, 0x7F21."""
 
     tag: int
@@ -40,10 +39,14 @@ class BerTlv:
         padding between objects.
         """
         objects = []
-        with Reader(octets) as reader:
-            while reader.remaining:
-                tag = _decode_tag(reader)
-                objects.append(cls(tag, reader.raw(_decode_length(reader))))
+        position, end = 0, len(octets)
+        while position < end:
+            tag, position = _decode_tag(octets, position)
+            length, position = _decode_length(octets, position)
+            if length > end - position:
+                raise DecodeError(f"data object {tag:02X} is cut off")
+            objects.append(cls(tag, octets[position : position + length]))
+            position += length
         return tuple(objects)
 
 
@@ -66,22 +69,29 @@ def decode_fields(octets: bytes) -> dict[int, bytes]:
     return fields
 
 
-def _decode_tag(reader: Reader) -> int:
-    first = tag = reader.uint(1)
-    if first & 0x1F != 0x1F:
-        return tag
-    for _ in range(_MAX_TAG_OCTETS - 1):
-        octet = reader.uint(1)
+def _decode_tag(octets: bytes, position: int) -> tuple[int, int]:
+    """The tag at a position and the position behind it."""
+    tag = octets[position]
+    position += 1
+    if tag & 0x1F != 0x1F:
+        return tag, position
+    for octet in octets[position : position + _MAX_TAG_OCTETS - 1]:
         tag = tag << 8 | octet
+        position += 1
         if not octet & 0x80:
-            return tag
-    raise DecodeError(f"a tag of more than {_MAX_TAG_OCTETS} octets")
+            return tag, position
+    raise DecodeError("a tag that is cut off or too long")
 
 
-def _decode_length(reader: Reader) -> int:
-    first = reader.uint(1)
+def _decode_length(octets: bytes, position: int) -> tuple[int, int]:
+    """The length at a position and the position behind it."""
+    if position >= len(octets):
+        raise DecodeError("a data object without a length")
+    first = octets[position]
+    position += 1
     if first < 0x80:
-        return first
-    if not 1 <= first & 0x7F <= _MAX_LENGTH_OCTETS:
+        return first, position
+    size = first & 0x7F
+    if not 1 <= size <= _MAX_LENGTH_OCTETS or size > len(octets) - position:
         raise DecodeError(f"a length that begins with {first:02X}")
-    return reader.uint(first & 0x7F)
+    return int.from_bytes(octets[position : position + size], "big"), position + size

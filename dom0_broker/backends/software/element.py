@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 
 _INS_SELECT = 0xA4
 _SELECT_BY_NAME = 0x04
+_FETCH_LENGTH = 5
+_FETCH_HEADERS = frozenset(
+    bytes((cla, ins, 0, 0)) for cla in (0x00, CLA) for ins in (Instruction.GET_RESPONSE, Instruction.FETCH)
+)
+
 _FEATURES = Features.RESUMPTION | Features.PERSONALISATION | Features.KEY_IMPORT | Features.SOFTWARE
 
 
@@ -64,6 +69,8 @@ class SoftwareElement:
         if self._closed:
             raise TokenUnavailable("the software element is closed")
         try:
+            if len(command) == _FETCH_LENGTH and command[:4] in _FETCH_HEADERS:
+                return self._outgoing.next_part(command[4] or MAX_SHORT_LE)
             return self._answer(CommandApdu.decode(command))
         except CardError as error:
             return error.status.to_bytes(2, "big")
@@ -88,8 +95,8 @@ class SoftwareElement:
 
     def _answer(self, command: CommandApdu) -> bytes:
         self._check_form(command)
-        if command.ins in (Instruction.GET_RESPONSE, Instruction.FETCH) and command.cla in (0x00, CLA):
-            return self._outgoing.next_part(command)
+        if command.ins in (Instruction.GET_RESPONSE, Instruction.FETCH):
+            return self._fetch(command)
         repeated = self._outgoing.repeated(command)
         if repeated is not None:
             return repeated
@@ -97,6 +104,14 @@ class SoftwareElement:
         if whole is None:
             return StatusWord.SUCCESS.to_bytes(2, "big")
         return self._outgoing.begin(command, self._execute(whole))
+
+    def _fetch(self, command: CommandApdu) -> bytes:
+        """GET RESPONSE and FETCH in another form than the usual one."""
+        if command.le is None or command.data:
+            raise CardError(StatusWord.WRONG_LENGTH)
+        if bytes(command[:4]) not in _FETCH_HEADERS:
+            raise CardError(StatusWord.WRONG_P1_P2)
+        return self._outgoing.next_part(command.le)
 
     def _check_form(self, command: CommandApdu) -> None:
         """Refuse what a card of this kind could not even receive."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from dom0_broker.backends.software.card_error import CardError
 from vmtoken.cards.profile import CLA, Instruction
 from vmtoken.iso7816.apdu import MAX_SHORT_DATA, MAX_SHORT_LE, CommandApdu
@@ -97,19 +95,18 @@ class OutgoingParts:
         self._left = b""
         if refused is None or command.le != len(data):
             return None
-        same = dataclasses.replace(refused, le=command.le) == command
+        same = refused._replace(le=command.le) == command
         return data + b"\x90\x00" if same else None
 
-    def next_part(self, command: CommandApdu) -> bytes:
-        """GET RESPONSE and FETCH."""
-        if not self._left or self._refused is not None or command.p1 or command.p2 or command.data:
+    def next_part(self, le: int) -> bytes:
+        """GET RESPONSE and FETCH: up to `le` octets of what is left."""
+        left = self._left
+        if not left or self._refused is not None:
             raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
-        if command.le is None:
-            raise CardError(StatusWord.WRONG_LENGTH)
-        if self._t0 and command.le > len(self._left):
-            return bytes((0x6C, len(self._left)))
-        part, self._left = self._left[: command.le], self._left[command.le :]
-        return part + (self._announcement() if self._left else b"\x90\x00")
+        if self._t0 and le > len(left):
+            return bytes((0x6C, len(left)))
+        self._left = left[le:]
+        return left[:le] + (self._announcement() if self._left else b"\x90\x00")
 
     def _usable_le(self, command: CommandApdu) -> int | None:
         """Le, where it can be obeyed: in T=0 not behind data."""

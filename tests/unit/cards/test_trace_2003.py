@@ -41,7 +41,8 @@ def test_card_cuts_its_answers_as_the_card_of_2003() -> None:
     for octets, expected in TRACE:
         command = CommandApdu.decode(octets)
         if command.ins in (Instruction.FETCH, Instruction.GET_RESPONSE):
-            assert outgoing.next_part(command) == expected
+            assert command.le is not None
+            assert outgoing.next_part(command.le) == expected
             continue
         assert outgoing.repeated(command) is None
         whole = incoming.add(command)
