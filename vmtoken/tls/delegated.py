@@ -226,7 +226,7 @@ class DelegatedConnection:
             self._guard.empty_record()
 
     def _take_alert(self, alert: Alert) -> None:
-        """RFC 8446 section 6: alerts of TLS 1.3 are fatal whatever their level, the closure alerts excepted."""
+        """RFC 8446 section 6: but for closure alerts, an alert of TLS 1.3 is fatal whatever its level."""
         if alert.description == AlertDescription.CLOSE_NOTIFY:
             self._peer_closed = True
             self._receiving.wipe()

@@ -43,11 +43,6 @@ class RecordReader:
         self._held = bytearray()
 
     @property
-    def is_empty(self) -> bool:
-        """True on a record boundary."""
-        return not self._held
-
-    @property
     def held(self) -> bytes:
         """What was received and not given out yet."""
         return bytes(self._held)
@@ -156,8 +151,9 @@ class NoProtection:
         output = bytearray()
         for start in range(0, len(view) or 1, self.limit):
             piece = view[start : start + self.limit]
-            output += _HEADER.pack(content_type, ProtocolVersion.TLS_1_2, len(piece))
+            output += _HEADER.pack(content_type, self._version(content_type, view), len(piece))
             output += piece
+        self.sequence += 1
         return output
 
     def unprotect(self, record: Octets) -> tuple[int, memoryview]:
@@ -166,6 +162,11 @@ class NoProtection:
         if len(fragment) > MAX_PLAINTEXT:
             raise RecordOverflow(f"a record in clear holds {len(fragment)} octets")
         return record[0], fragment
+
+    def _version(self, content_type: int, content: memoryview) -> int:
+        """TLS 1.0 for an initial ClientHello, as old middleboxes want it (RFC 8446 section 5.1)."""
+        is_hello = content_type == ContentType.HANDSHAKE and content[:1] == b"\x01"
+        return _TLS_1_0 if is_hello and self.sequence == 0 else ProtocolVersion.TLS_1_2
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,8 @@ class FloodGuard:
         if self._key_updates > self.MAX_KEY_UPDATES:
             raise TooManyRecords(f"more than {self.MAX_KEY_UPDATES} key updates without data between them")
 
+
+_TLS_1_0 = 0x0301
 
 _HEADER = Struct("!BHH")
 _AAD12 = Struct("!QBHH")
