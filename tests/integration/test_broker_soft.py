@@ -1,0 +1,161 @@
+"""The broker with the software element: personalised by the operator, then real handshakes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from dom0_broker.app import App
+from dom0_broker.audit import verify
+from tests.support.broker_app import Stream, broker_config
+from tests.support.pki import Usage, pki, server_identity
+from vmtoken.rpc.channel import unix_channel
+from vmtoken.v1 import admin_service_pb2 as pb
+from vmtoken.v1 import token_service_pb2
+from vmtoken.v1.admin_service_pb2_grpc import AdminServiceStub
+from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
+
+
+def tls_server_context(directory: Path, version: ssl.TLSVersion) -> ssl.SSLContext:
+    files = server_identity().write(directory)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(files.chain, files.key)
+    context.load_verify_locations(files.anchors)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+async def personalise(admin: AdminServiceStub, algorithm: pb.KeyAlgorithm.ValueType) -> None:
+    """What the operator does for a new VM."""
+    await admin.AddVm(pb.AddVmRequest(name="web01"))
+    await admin.CreateToken(pb.CreateTokenRequest(name="web", algorithm=algorithm))
+    await admin.Bind(pb.BindRequest(vm="web01", token="web"))
+    request = await admin.CreateCertificateRequest(
+        pb.CreateCertificateRequestRequest(name="web", subject="CN=web01", dns_names=["web01.example"])
+    )
+    csr = x509.load_der_x509_csr(request.certificate_request)
+    assert csr.is_signature_valid
+    chain = issue(csr)
+    await admin.InstallCertificate(pb.InstallCertificateRequest(name="web", certificates=chain))
+    root = pki().root.certificate.public_bytes(Encoding.DER)
+    await admin.InstallTrust(pb.InstallTrustRequest(name="web", anchors=[root]))
+
+
+def issue(csr: x509.CertificateSigningRequest) -> list[bytes]:
+    """The chain that a CA gives back for a request."""
+    authority = pki().intermediate
+    template = authority.issue("web01", usage=Usage.CLIENT)
+    builder = x509.CertificateBuilder(
+        issuer_name=template.certificate.issuer,
+        subject_name=csr.subject,
+        public_key=csr.public_key(),
+        serial_number=template.certificate.serial_number,
+        not_valid_before=template.certificate.not_valid_before_utc,
+        not_valid_after=template.certificate.not_valid_after_utc,
+        extensions=[
+            each
+            for each in template.certificate.extensions
+            if not isinstance(each.value, x509.SubjectKeyIdentifier)
+        ],
+    )
+    leaf = builder.sign(authority.key, SHA256())  # type: ignore[arg-type]
+    return [leaf.public_bytes(Encoding.DER), authority.certificate.public_bytes(Encoding.DER)]
+
+
+@contextlib.asynccontextmanager
+async def broker(tmp_path: Path, policy: str) -> AsyncIterator[tuple[App, AdminServiceStub]]:
+    config = broker_config(tmp_path, policy=policy)
+    app = App(config)
+    await app.start()
+    try:
+        async with unix_channel(config.admin_socket) as channel:
+            yield app, AdminServiceStub(channel)
+    finally:
+        await app.stop()
+
+
+async def relay(stream: Stream, port: int, **fields: object) -> token_service_pb2.HandshakeResponse:
+    """What an agent does: records between the server and the broker, nothing more."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        response = await stream.start("server.example", timeout=20, **fields)
+        buffered = b""
+        while response.WhichOneof("step") == "flight":
+            writer.write(response.flight.records)
+            whole = b""
+            while not whole:
+                received = await reader.read(1 << 16)
+                assert received, "the server hung up"
+                whole, buffered = split_records(buffered + received)
+            response = await stream.records(whole)
+        return response
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def split_records(octets: bytes) -> tuple[bytes, bytes]:
+    """Whole TLS records, and what is left."""
+    end = 0
+    while len(octets) - end >= 5:
+        length = 5 + int.from_bytes(octets[end + 3 : end + 5], "big")
+        if len(octets) - end < length:
+            break
+        end += length
+    return octets[:end], octets[end:]
+
+
+@contextlib.asynccontextmanager
+async def tls_server(context: ssl.SSLContext) -> AsyncIterator[int]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2])
+async def test_personalised_token_makes_a_session(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    policy = "allow vm=web01 server=server.example"
+    async with (
+        broker(tmp_path, policy) as (app, admin),
+        tls_server(tls_server_context(tmp_path, version)) as port,
+    ):
+        await personalise(admin, pb.KEY_ALGORITHM_P256)
+        (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+        async with unix_channel(Path(vm.socket)) as channel:
+            response = await relay(Stream(TokenServiceStub(channel)), port)
+        (summary,) = (await admin.ListHandshakes(pb.ListHandshakesRequest())).handshakes
+        (status,) = (await admin.ListAllTokens(pb.ListAllTokensRequest(name="web"))).tokens
+    assert response.HasField("result"), response.failure.error
+    assert response.result.key_block.version == version
+    assert response.result.client_certificate_sent
+    assert summary.outcome == "complete"
+    assert summary.rule == "10-test.policy:1"
+    assert (status.ready, status.completed) == (True, 1)
+    verify(app.config.audit_path)
+
+
+async def test_denied_server_gets_an_alert_and_no_certificate(tmp_path: Path) -> None:
+    context = tls_server_context(tmp_path, ssl.TLSVersion.TLSv1_3)
+    async with broker(tmp_path, "deny vm=* server=*") as (app, admin), tls_server(context) as port:
+        await personalise(admin, pb.KEY_ALGORITHM_P256)
+        (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+        async with unix_channel(Path(vm.socket)) as channel:
+            response = await relay(Stream(TokenServiceStub(channel)), port)
+    assert response.failure.error.reason == "POLICY_DENIED"
+    assert response.failure.records
+    verify(app.config.audit_path)
