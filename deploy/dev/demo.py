@@ -9,7 +9,6 @@ directory and is gone at the end, also after Ctrl-C.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
@@ -80,9 +79,8 @@ class Stage:
 
     def start(self, name: str, command: Sequence[str | Path], is_up: Callable[[], bool]) -> None:
         """Start a program in a process of its own and wait until it is up."""
-        print(
-            f"   $ {' '.join(os.path.relpath(p, self.home) if isinstance(p, Path) else p for p in command)} &"
-        )
+        shown = (part.name if isinstance(part, Path) else part for part in command)
+        print(f"   $ {' '.join(shown)} &")
         log = self.home / f"{name}.log"
         with log.open("wb") as output:
             program = subprocess.Popen(
