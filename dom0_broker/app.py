@@ -159,12 +159,16 @@ class App:
         while True:
             await asyncio.sleep(interval)
             notify("WATCHDOG=1")
-            for token in self._desk.inventory.tokens():
-                await self._admin.show_token(token.name, works=token.worker.problem is None)
+            await self.show_health()
             try:
                 await asyncio.to_thread(self._write_audit)
             except AuditError as error:
                 log.error("audit log cannot be written", extra={"because": str(error)})  # noqa: TRY400
+
+    async def show_health(self) -> None:
+        """Let the health service say how each token is."""
+        for token in self._desk.inventory.tokens():
+            await self._admin.show_token(token.name, works=token.worker.problem is None)
 
     def _write_audit(self) -> None:
         audit = self._desk.audit
