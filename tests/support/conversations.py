@@ -162,6 +162,7 @@ class GnutlsEcho:
     def rehandshake(self) -> None:
         """Have the server renegotiate (TLS 1.2) or update its keys (TLS 1.3)."""
         self._reading.stream.send(b"**REHANDSHAKE**\n")
+        assert b"Success" in self._reading.until(b"\n")
 
 
 class Http:

@@ -6,6 +6,7 @@ From then on `DelegatedConnection` alone holds the session.
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ class EngineSession:
         """What the next connection can resume: of TLS 1.2 at once, of TLS 1.3 once a ticket has come."""
         self._resumption = handshake.resumption()
         self.records = DelegatedConnection(handshake.key_block())
-        self.records.receive_data(handshake.unread())
+        self.records.receive_data(handshake.unread)
         self._connection = connection
 
     def send(self, data: bytes) -> None:
@@ -74,6 +75,11 @@ class EngineSession:
         """Update our keys and ask the server to update its own (RFC 8446 section 4.6.3)."""
         self.records.update_keys(request_peer=True)
         self.flush()
+
+    def wait_for_records(self) -> None:
+        """Until the server has sent something."""
+        readable, _, _ = select.select([self._connection], [], [], TIMEOUT)
+        assert readable
 
     def close(self) -> None:
         """Say close_notify and go."""

@@ -45,6 +45,7 @@ class Feature(enum.Enum):
     X25519MLKEM768 = "key exchange with X25519MLKEM768"
     ML_DSA = "ML-DSA certificates"
     STAPLES = "sends an OCSP response that it is given"
+    STAPLES_REVOCATION = "sends an OCSP response that says revoked"
     SMALL_RECORDS = "sends records of a chosen size"
     SIDE_BY_SIDE = "serves several clients at once"
 
@@ -350,6 +351,7 @@ def _ocsp_file(directory: Path, response: bytes) -> Path:
 _OPENSSL_3_0 = "built on OpenSSL 3.0, which has no post-quantum algorithms"
 _OWN_LACKS = {
     Feature.STAPLES: "our program has no option for it",
+    Feature.STAPLES_REVOCATION: "our program has no option for it",
     Feature.SMALL_RECORDS: "our program has no option for it",
 }
 
@@ -373,6 +375,7 @@ PROGRAMS = {
             {
                 Feature.X25519MLKEM768: "GnuTLS has it from 3.8.8 on",
                 Feature.ML_DSA: "GnuTLS has it from 3.8.8 on",
+                Feature.STAPLES_REVOCATION: "it refuses to start with one",
             },
         ),
         Program(

@@ -46,6 +46,7 @@ def server_context(options: dict[str, Any]) -> SSL.Context:
         context.set_alpn_select_callback(lambda _, offered: choose_protocol(options["alpn"], offered))
     if not options["tickets"]:
         context.set_options(SSL.OP_NO_TICKET)
+        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     if options["keylog"]:
         context.set_keylog_callback(lambda _, line: append(Path(options["keylog"]), line))
     return context
