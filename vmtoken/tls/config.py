@@ -139,17 +139,21 @@ class ClientConfig:
 
     @property
     def versions(self) -> tuple[ProtocolVersion, ...]:
-        """Those to offer, best first."""
+        """Those to offer, best first: in the range, and with a cipher suite."""
+        present = {suite.version for code in self.cipher_suites if (suite := suite_of(code))}
         return tuple(
             version
             for version in (ProtocolVersion.TLS_1_3, ProtocolVersion.TLS_1_2)
-            if self.min_version <= version <= self.max_version
+            if self.min_version <= version <= self.max_version and version in present
         )
 
     @property
     def usable_suites(self) -> tuple[CipherSuite, ...]:
         """Those of a version to be offered, best first."""
-        return tuple(suite for suite in self.cipher_suites if self._is_usable(suite))
+        versions = self.versions
+        return tuple(
+            code for code in self.cipher_suites if (suite := suite_of(code)) and suite.version in versions
+        )
 
     @property
     def initial_shares(self) -> tuple[NamedGroup, ...]:
@@ -179,9 +183,5 @@ class ClientConfig:
             raise ValueError("no cipher suite is left for the versions allowed")
         if not self.groups or not set(self.initial_shares) <= set(self.groups):
             raise ValueError("key shares must be of the groups that are offered, and there must be a group")
-        if self.max_version is ProtocolVersion.TLS_1_2 and set(self.groups) == {NamedGroup.X25519MLKEM768}:
+        if ProtocolVersion.TLS_1_3 not in self.versions and set(self.groups) == {NamedGroup.X25519MLKEM768}:
             raise ValueError("X25519MLKEM768 is for TLS 1.3 only")
-
-    def _is_usable(self, code: CipherSuite) -> bool:
-        suite = suite_of(code)
-        return suite is not None and self.min_version <= suite.version <= self.max_version

@@ -95,7 +95,7 @@ class Offer:
     @property
     def offers_tls13(self) -> bool:
         """Whether TLS 1.3 is among the versions."""
-        return self.config.max_version is ProtocolVersion.TLS_1_3
+        return ProtocolVersion.TLS_1_3 in self.config.versions
 
     @property
     def tls12_groups(self) -> tuple[NamedGroup, ...]:
@@ -176,7 +176,7 @@ class Offer:
 
 
 def _generate_shares(config: ClientConfig) -> tuple[KeyExchange, ...]:
-    if config.max_version is ProtocolVersion.TLS_1_2:
+    if ProtocolVersion.TLS_1_3 not in config.versions:
         return ()
     return key_exchange.generate(config.initial_shares)
 
