@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-_DIRECTORY = Path(__file__).parent.parent / "vectors" / "tls13"
+from tests.support.sections import sections
 
 TRACES = (
     "simple-1-rtt",
@@ -42,16 +41,10 @@ class Step:
 
 def trace(name: str) -> list[Step]:
     """The steps of one trace that show octets, in the order of the RFC."""
-    lines = (_DIRECTORY / f"rfc8448-{name}.txt").read_text().splitlines()
-    steps: list[Step] = []
-    for line in lines:
-        if line.startswith("["):
-            side, action = line.strip("[]").split(": ", 1)
-            steps.append(Step(side, action, {}))
-        elif " =" in line and not line.startswith("#"):
-            value, _, octets = line.partition(" =")
-            steps[-1].values[value] = bytes.fromhex(octets)
-    return steps
+    return [
+        Step(*title.split(": ", 1), {key: bytes.fromhex(value) for key, value in values.items()})
+        for title, values in sections(f"tls13/rfc8448-{name}.txt")
+    ]
 
 
 def steps(*beginnings: str) -> Iterator[tuple[str, Step]]:

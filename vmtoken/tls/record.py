@@ -165,7 +165,7 @@ class NoProtection:
 
     def _version(self, content_type: int, content: memoryview) -> int:
         """TLS 1.0 for an initial ClientHello, as old middleboxes want it (RFC 8446 section 5.1)."""
-        is_hello = content_type == ContentType.HANDSHAKE and content[:1] == b"\x01"
+        is_hello = content_type == ContentType.HANDSHAKE and bytes(content[:1]) == b"\x01"
         return _TLS_1_0 if is_hello and self.sequence == 0 else ProtocolVersion.TLS_1_2
 
 
