@@ -55,6 +55,8 @@ _ACCESS_DENIED = bytes.fromhex("15 03 03 00 02 02 31")
 """A fatal alert in clear: the server has seen no protected record of ours when policy is asked, so it
 takes this one in both versions (RFC 5246 section 7.2, RFC 8446 section 6)."""
 
+_HANDSHAKE_OVER = (StatusWord.CONDITIONS_NOT_SATISFIED, StatusWord.SILENTLY_DISCARDED)
+
 _ERRORS: dict[FailureCode, type[VmTokenError]] = {
     FailureCode.OTHER: TlsHandshakeFailed,
     FailureCode.SERVER_CERTIFICATE: ServerCertificateInvalid,
@@ -177,10 +179,14 @@ class EapTlsCard:
         try:
             return step()
         except StatusWordError as error:
-            if error.status != StatusWord.CONDITIONS_NOT_SATISFIED:
+            if error.status not in _HANDSHAKE_OVER:
                 raise
-            failure = FailureExport.decode(self._export(Export.FAILURE))
-        raise _failed(failure)
+            failure = self._export_if_there(Export.FAILURE)
+        if failure is None:
+            raise HandshakeFailed(
+                TlsHandshakeFailed("the card has no handshake that could take these records")
+            )
+        raise _failed(FailureExport.decode(failure))
 
     def _ask_policy(self) -> bool:
         """Show the verified server to policy before the card's flight goes anywhere; is the card done?
@@ -189,12 +195,10 @@ class EapTlsCard:
         """
         assert self._start is not None
         assert self._authorize is not None
-        try:
-            export = ServerExport.decode(self._export(Export.SERVER))
-        except StatusWordError as error:
-            if error.status != StatusWord.CONDITIONS_NOT_SATISFIED:
-                raise
+        octets = self._export_if_there(Export.SERVER)
+        if octets is None:
             return False
+        export = ServerExport.decode(octets)
         if export.server_name != self._start.server_name:
             raise CardMisbehaved("the card verified another server name than the one it was given")
         server = _identity(export)
@@ -208,13 +212,11 @@ class EapTlsCard:
 
     def _result(self) -> HandshakeResult | None:
         """The key block and what belongs to it; None while the card waits for the server's Finished."""
-        try:
-            export = ResultExport.decode(self._export(Export.RESULT))
-        except StatusWordError as error:
-            if error.status != StatusWord.CONDITIONS_NOT_SATISFIED:
-                raise
+        octets = self._export_if_there(Export.RESULT)
+        if octets is None:
             return None
         assert self._server is not None
+        export = ResultExport.decode(octets)
         state = export.state
         return HandshakeResult(
             key_block=export.key_block,
@@ -226,8 +228,14 @@ class EapTlsCard:
             client_certificate_sent=state.client_certificate_sent,
         )
 
-    def _export(self, index: Export) -> bytes:
-        return commands.exported_parameter(self._card.channel, index)
+    def _export_if_there(self, index: Export) -> bytes | None:
+        """An export; None where the card says that it is too early, or too late."""
+        try:
+            return commands.exported_parameter(self._card.channel, index)
+        except StatusWordError as error:
+            if error.status != StatusWord.CONDITIONS_NOT_SATISFIED:
+                raise
+            return None
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[None]:

@@ -1,0 +1,353 @@
+"""What every `HandshakeToken` must do, against OpenSSL in memory."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.cards import Card
+from tests.support.memory import PythonServer, python_context
+from tests.support.pki import (
+    DAY,
+    NOW,
+    SERVER_NAME,
+    Authority,
+    Identity,
+    client_identity,
+    pki,
+    server_identity,
+)
+from vmtoken.errors import (
+    PolicyDenied,
+    ServerCertificateInvalid,
+    TlsHandshakeFailed,
+    TlsVersionUnsupported,
+    VmTokenError,
+)
+from vmtoken.tls.codes import ProtocolVersion
+from vmtoken.tls.delegated import DelegatedConnection
+from vmtoken.tls.events import DataReceived, NeedData, TicketReceived
+from vmtoken.token import (
+    HandshakeFailed,
+    HandshakeResult,
+    HandshakeStart,
+    HandshakeToken,
+    Resumption,
+    ServerIdentity,
+)
+
+TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+VERSIONS = [pytest.param(TLS_1_2, id="TLS 1.2"), pytest.param(TLS_1_3, id="TLS 1.3")]
+SPEAKS = {TLS_1_2: ProtocolVersion.TLS_1_2, TLS_1_3: ProtocolVersion.TLS_1_3}
+
+
+@pytest.fixture
+def token(card: Card) -> Iterator[HandshakeToken]:
+    token = card.token()
+    yield token
+    token.close()
+
+
+@dataclass
+class Session:
+    """Both ends after a handshake."""
+
+    result: HandshakeResult
+    server: PythonServer
+    from_server: bytes
+    judged: list[ServerIdentity] = field(default_factory=list)
+
+
+def start(resumption: bytes | None = None, **changes: object) -> HandshakeStart:
+    settings: dict[str, object] = {"server_name": SERVER_NAME, "time": int(NOW.timestamp())}
+    return HandshakeStart(resumption=resumption, **(settings | changes))  # type: ignore[arg-type]
+
+
+def connect(
+    token: HandshakeToken,
+    context: ssl.SSLContext,
+    begin: HandshakeStart | None = None,
+    feed: Callable[[bytes], list[bytes]] = lambda records: [records],
+) -> Session:
+    """Run a handshake; `feed` cuts what the server sends into what the token is given."""
+    server = PythonServer(context)
+    judged: list[ServerIdentity] = []
+    step = token.start(begin or start(), judged.append)
+    result = step.result
+    from_server = server.receive(step.client_flight)
+    for _ in range(10):
+        if result is not None and server.is_ready:
+            return Session(result, server, from_server, judged)
+        if server.failure:
+            raise server.failure
+        to_server = b""
+        for records in feed(from_server):
+            step = token.process(records)
+            to_server += step.client_flight
+            result = step.result or result
+        from_server = server.receive(to_server)
+    raise AssertionError("the handshake has no end")
+
+
+def one_record_each(octets: bytes) -> list[bytes]:
+    records = []
+    while octets:
+        length = 5 + int.from_bytes(octets[3:5], "big")
+        records.append(octets[:length])
+        octets = octets[length:]
+    return records
+
+
+def talk(session: Session) -> list[bytes]:
+    """Application data both ways under the key block; the tickets that came with it."""
+    guest = DelegatedConnection(session.result.key_block)
+    guest.send_data(b"question")
+    guest.receive_data(session.from_server + session.server.receive(bytes(guest.data_to_send())))
+    guest.receive_data(session.server.send(b"answer"))
+    assert session.server.received == b"question"
+    tickets, received = [], b""
+    while not isinstance(event := guest.next_event(), NeedData):
+        match event:
+            case TicketReceived(message):
+                tickets.append(bytes(message))
+            case DataReceived(data):
+                received += data
+    assert received == b"answer"
+    return tickets
+
+
+def resumption(token: HandshakeToken, session: Session) -> Resumption:
+    tickets = talk(session)
+    found = token.accept_ticket(session.result.session, tickets[0] if tickets else b"")
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_full_handshake_gives_the_keys_of_the_session(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    session = connect(token, python_context(tmp_path, version=version))
+    result = session.result
+    assert result.key_block.version is SPEAKS[version]
+    assert result.client_certificate_sent
+    assert not result.resumed
+    assert result.group == "X25519"
+    peer = session.server.tls.getpeercert(binary_form=True)
+    assert peer == token.describe().certificate_chain[0]
+    talk(session)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_records_may_come_one_by_one(token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    session = connect(token, python_context(tmp_path, version=version), feed=one_record_each)
+    assert len(session.judged) == 1
+    talk(session)
+
+
+def test_no_records_are_no_step(token: HandshakeToken) -> None:
+    token.start(start(), lambda server: None)
+    assert token.process(b"").client_flight == b""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_server_is_judged_once_by_its_verified_path(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    (judged,) = connect(token, python_context(tmp_path, version=version)).judged
+    identity = server_identity()
+    assert judged.server_name == SERVER_NAME
+    assert judged.leaf == identity.chain_der[0]
+    assert len(judged.spki_sha256) == 3
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_refused_server_gets_an_alert_and_nothing_else(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    denied = PolicyDenied("not this one")
+
+    def refuse(server: ServerIdentity) -> None:
+        raise denied
+
+    server = PythonServer(python_context(tmp_path, version=version))
+    records = server.receive(token.start(start(), refuse).client_flight)
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(records)
+    assert caught.value.error is denied
+    server.receive(caught.value.alert_flight)
+    assert "ALERT_ACCESS_DENIED" in str(server.failure)
+    connect(token, python_context(tmp_path, version=version))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_session_is_resumed(token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion) -> None:
+    context = python_context(tmp_path, version=version)
+    first = connect(token, context)
+    ticket = resumption(token, first)
+    assert ticket.server == first.result.server
+    assert ticket.version is SPEAKS[version]
+    assert ticket.single_use == (version is TLS_1_3)
+    assert 0 < ticket.lifetime <= 7 * 24 * 3600
+    second = connect(token, context, start(ticket.handle))
+    assert second.result.resumed
+    assert second.judged == [first.result.server]
+    talk(second)
+
+
+def test_tls13_ticket_is_used_once(token: HandshakeToken, tmp_path: Path) -> None:
+    context = python_context(tmp_path, version=TLS_1_3)
+    ticket = resumption(token, connect(token, context))
+    assert connect(token, context, start(ticket.handle)).result.resumed
+    assert not connect(token, context, start(ticket.handle)).result.resumed
+
+
+def test_denial_holds_for_resumed_sessions(token: HandshakeToken, tmp_path: Path) -> None:
+    context = python_context(tmp_path, version=TLS_1_3)
+    ticket = resumption(token, connect(token, context))
+
+    def refuse(server: ServerIdentity) -> None:
+        raise PolicyDenied("not any more")
+
+    server = PythonServer(context)
+    records = server.receive(token.start(start(ticket.handle), refuse).client_flight)
+    with pytest.raises(HandshakeFailed):
+        token.process(records)
+
+
+def test_unknown_handle_leads_to_a_full_handshake(token: HandshakeToken, tmp_path: Path) -> None:
+    session = connect(token, python_context(tmp_path), start(b"no such handle"))
+    assert not session.result.resumed
+
+
+def test_session_is_not_resumed_with_another_server_name(token: HandshakeToken, tmp_path: Path) -> None:
+    context = python_context(tmp_path, version=TLS_1_3)
+    ticket = resumption(token, connect(token, context))
+    session = connect(token, context, start(ticket.handle, server_name="localhost"))
+    assert not session.result.resumed
+
+
+def test_ticket_of_an_unknown_session_is_dropped(token: HandshakeToken) -> None:
+    assert token.accept_ticket(b"nobody", b"") is None
+
+
+def test_ticket_that_does_not_parse_is_an_error(token: HandshakeToken, tmp_path: Path) -> None:
+    session = connect(token, python_context(tmp_path, version=TLS_1_3))
+    with pytest.raises(HandshakeFailed, match="NewSessionTicket"):
+        token.accept_ticket(session.result.session, b"\x04\x00\x00\x01\x00")
+
+
+def wrong_name() -> Identity:
+    return pki().intermediate.issue("other.example")
+
+
+def expired() -> Identity:
+    return pki().intermediate.issue(not_after=NOW - DAY)
+
+
+def unknown_ca() -> Identity:
+    return Authority.self_signed("somebody else").issue()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("identity", [wrong_name, expired, unknown_ca])
+def test_wrong_server_certificate_is_refused_with_an_alert(
+    token: HandshakeToken, tmp_path: Path, identity: Callable[[], Identity], version: ssl.TLSVersion
+) -> None:
+    server = PythonServer(python_context(tmp_path, identity(), version=version))
+    judged: list[ServerIdentity] = []
+    records = server.receive(token.start(start(), judged.append).client_flight)
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(records)
+    assert isinstance(caught.value.error, ServerCertificateInvalid)
+    assert not judged
+    server.receive(caught.value.alert_flight)
+    assert "ALERT" in str(server.failure)
+
+
+def test_time_of_the_start_decides_about_dates(token: HandshakeToken, tmp_path: Path) -> None:
+    server = PythonServer(python_context(tmp_path))
+    far_away = start(time=int((NOW + 400 * DAY).timestamp()))
+    records = server.receive(token.start(far_away, lambda server: None).client_flight)
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(records)
+    assert isinstance(caught.value.error, ServerCertificateInvalid)
+
+
+@pytest.mark.parametrize(
+    ("records", "error"),
+    [
+        ("15 03 03 00 02 02 46", TlsVersionUnsupported),
+        ("15 03 03 00 02 02 28", TlsHandshakeFailed),
+        ("16 03 03 00 04 0E 00 00 00", TlsHandshakeFailed),
+        ("48 54 54 50 2F 31 2E 31 20 34 30 30", TlsHandshakeFailed),
+    ],
+    ids=["protocol_version", "handshake_failure", "ServerHelloDone first", "HTTP"],
+)
+def test_what_is_no_handshake_is_an_error_of_its_kind(
+    token: HandshakeToken, records: str, error: type[VmTokenError]
+) -> None:
+    token.start(start(), lambda server: None)
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(bytes.fromhex(records))
+    assert type(caught.value.error) is error
+
+
+def test_nothing_goes_on_after_a_failure(token: HandshakeToken, tmp_path: Path) -> None:
+    token.start(start(), lambda server: None)
+    for _ in range(2):
+        with pytest.raises(HandshakeFailed):
+            token.process(bytes.fromhex("15 03 03 00 02 02 28"))
+    connect(token, python_context(tmp_path))
+
+
+def test_hello_retry_request_is_answered_before_anybody_is_judged(
+    token: HandshakeToken, tmp_path: Path
+) -> None:
+    context = python_context(tmp_path, version=TLS_1_3)
+    context.set_ecdh_curve("secp384r1")
+    session = connect(token, context)
+    assert session.result.group == "SECP384R1"
+    assert len(session.judged) == 1
+    talk(session)
+
+
+def test_alpn_and_versions_are_asked_for(token: HandshakeToken, tmp_path: Path) -> None:
+    context = python_context(tmp_path)
+    context.set_alpn_protocols(["h2"])
+    session = connect(token, context, start(alpn=("http/1.1", "h2"), max_version=ProtocolVersion.TLS_1_2))
+    assert session.result.alpn == "h2"
+    assert session.result.key_block.version is ProtocolVersion.TLS_1_2
+
+
+def test_aborted_handshake_leaves_room_for_the_next(token: HandshakeToken, tmp_path: Path) -> None:
+    server = PythonServer(python_context(tmp_path))
+    records = server.receive(token.start(start(), lambda server: None).client_flight)
+    token.abort()
+    with pytest.raises(HandshakeFailed, match="no handshake"):
+        token.process(records)
+    connect(token, python_context(tmp_path))
+
+
+def test_token_describes_itself(token: HandshakeToken) -> None:
+    description = token.describe()
+    assert description.certificate_chain == client_identity().chain_der
+    assert description.assurance is token.assurance
+    assert ProtocolVersion.TLS_1_3 in description.versions
+
+
+def test_traffic_is_counted_from_the_start(token: HandshakeToken, tmp_path: Path) -> None:
+    connect(token, python_context(tmp_path))
+    first = token.traffic
+    connect(token, python_context(tmp_path))
+    assert 0 < token.traffic.octets < 2 * first.octets
+
+
+def test_token_may_be_closed_twice(card: Card) -> None:
+    token = card.token()
+    token.close()
+    token.close()
