@@ -85,6 +85,10 @@ class FrontDoor(Generic[Caller]):
             await asyncio.wait([visitor.closed, server.closed])
         except (Unwelcome, OSError) as refusal:
             log.warning("connection refused", extra={"because": str(refusal)})
+        except asyncio.CancelledError:
+            if visitor.transport is not None:
+                visitor.transport.abort()  # turned out: not even the end of TLS is waited for
+            raise
         finally:
             visitor.close()
             if server is not None:
