@@ -137,7 +137,8 @@ def test_good_ocsp_staple_is_taken(program: Program, version: str, client: Clien
 def test_staple_that_says_revoked_ends_the_handshake(
     program: Program, version: str, client: Client, tmp_path: Path
 ) -> None:
-    staple = pki().intermediate.ocsp_response(server_identity(KeyKind.ECDSA_P256).certificate, ocsp.OCSPCertStatus.REVOKED)
+    certificate = server_identity(KeyKind.ECDSA_P256).certificate
+    staple = pki().intermediate.ocsp_response(certificate, ocsp.OCSPCertStatus.REVOKED)
     options = ServerOptions(minimum=version, maximum=version, ocsp_response=staple)
     with program.serve(tmp_path, options) as server, pytest.raises(client.failures, match="revoked"):
         client.connect(server, KeyKind.ECDSA_P256)
@@ -146,6 +147,8 @@ def test_staple_that_says_revoked_ends_the_handshake(
 @pytest.mark.parametrize("kind", [KeyKind.ED25519, KeyKind.ECDSA_P384, KeyKind.RSA_PSS_2048])
 @pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 def test_other_keys(kind: KeyKind, version: str, client: Client, tmp_path: Path) -> None:
+    if kind not in client.kinds:
+        pytest.skip(f"no card makes keys of the kind {kind}")
     with PROGRAMS["openssl"].serve(
         tmp_path, ServerOptions(kind=kind, minimum=version, maximum=version)
     ) as server:

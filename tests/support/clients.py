@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from tests.support.conversations import Stream
@@ -23,6 +24,9 @@ class Session(Stream, Protocol):
 
 class Client(Protocol):
     """Connects to servers of this machine as `web01`, with the key of the kind that is asked for."""
+
+    kinds: Collection[KeyKind]
+    """The keys that it can have."""
 
     failures: tuple[type[Exception], ...]
     """What `connect` raises when there is no session."""

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from vmtoken.tls.delegated import DelegatedConnection
-
 from tests.support.pki import Identity, KeyKind, client_identity
 from tests.support.servers import Server
 from vmtoken.tls.client import ClientConnection
 from vmtoken.tls.config import ClientConfig, Credential, TrustStore
+from vmtoken.tls.delegated import DelegatedConnection
 from vmtoken.tls.errors import TlsError
 from vmtoken.tls.events import (
     Closed,
@@ -95,6 +94,7 @@ class EngineClient:
     """Connects with the identity of a kind of key; keeps the last session of each for the next connection."""
 
     name = "engine"
+    kinds = tuple(KeyKind)
     failures: tuple[type[Exception], ...] = (TlsError,)
 
     def __init__(self) -> None:

@@ -71,15 +71,19 @@ class Child:
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.kill()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+            self.process.kill()
+        self._reap()
         return self.process.returncode
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
         self.process.kill()
+        self._reap()
+
+    def _reap(self) -> None:
         self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 class ChildFailed(AssertionError):

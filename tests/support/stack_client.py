@@ -9,7 +9,7 @@ import grpc
 
 from tests.support.pki import KeyKind
 from tests.support.servers import Server
-from tests.support.stack import Stack, sync_channel
+from tests.support.stack import ALGORITHMS, Stack, sync_channel
 from vmtoken.errors import VmTokenError
 from vmtoken.rpc.status import from_rpc_error
 from vmtoken.v1 import tls_service_pb2 as pb
@@ -55,6 +55,7 @@ class StackClient:
     """Connects through agent, broker and card; the token of a kind of key is named after it."""
 
     name = "stack"
+    kinds = tuple(ALGORITHMS)
     failures: tuple[type[Exception], ...] = (VmTokenError,)
 
     def __init__(self, channel: grpc.Channel) -> None:
