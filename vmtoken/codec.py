@@ -126,8 +126,10 @@ class Writer:
     def uints(self, values: tuple[int, ...], length_size: int, item_size: int) -> None:
         """A block of unsigned integers of `item_size` octets each."""
         self.uint(len(values) * item_size, length_size)
-        for value in values:
-            self.uint(value, item_size)
+        try:
+            self._buffer += b"".join([value.to_bytes(item_size, "big") for value in values])
+        except OverflowError:
+            raise ValueError(f"one of {values} does not fit into {item_size} octets") from None
 
     def block(self, length_size: int) -> _Block:
         """A context manager; what is written inside gets its length in front."""

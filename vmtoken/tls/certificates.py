@@ -110,6 +110,9 @@ class CertificateVerifier:
     """Verifies what one handshake's server presents."""
 
     server_name: str
+    subject: verification.Subject
+    """The same, as `subject_of` made it."""
+
     trust: TrustStore
     time: datetime
 
@@ -136,9 +139,8 @@ class CertificateVerifier:
             raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
 
     def _path(self, certificates: list[x509.Certificate]) -> list[x509.Certificate]:
-        subject = subject_of(self.server_name)
         try:
-            return self._verifier(subject).verify(certificates[0], certificates[1:])
+            return self._verifier(self.subject).verify(certificates[0], certificates[1:])
         except verification.VerificationError as error:
             raise self._diagnosis(certificates) from error
         except ValueError as error:  # an extension that does not parse
@@ -211,16 +213,10 @@ class CertificateVerifier:
 
 def subject_of(server_name: str) -> verification.Subject:
     """The name as path validation wants it; raises `ValueError` if it is neither IP address nor DNS name."""
-    address = ip_address(server_name)
-    return x509.DNSName(server_name) if address is None else x509.IPAddress(address)
-
-
-def ip_address(server_name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The IP address that a server name is, None for a DNS name."""
     try:
-        return ipaddress.ip_address(server_name)
+        return x509.IPAddress(ipaddress.ip_address(server_name))
     except ValueError:
-        return None
+        return x509.DNSName(server_name)
 
 
 def _may_sign_certificates(

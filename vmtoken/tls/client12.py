@@ -199,7 +199,7 @@ class ExpectServerKeyExchange(_Clear):
 
     def _prove(self, message: ServerKeyExchange) -> VerifiedServer:
         handshake, config = self.handshake, self.handshake.config
-        verifier = CertificateVerifier(config.server_name, config.trust, config.time)
+        verifier = CertificateVerifier(config.server_name, config.subject, config.trust, config.time)
         certified = verifier.verify(self.chain, (self.staple,))
         _check_suite(handshake.suite, certified)
         content = server_key_exchange_content(handshake.offer.random, handshake.server_random, message.params)

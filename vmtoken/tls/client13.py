@@ -213,7 +213,7 @@ class ExpectCertificate(_Encrypted):
             raise IllegalParameter("the server's Certificate has a context")
         staples = [self._staple(entry) for entry in message.entries]
         config = self.handshake.config
-        verifier = CertificateVerifier(config.server_name, config.trust, config.time)
+        verifier = CertificateVerifier(config.server_name, config.subject, config.trust, config.time)
         certified = verifier.verify(message.chain, staples)
         self.handshake.transcript.add(encoded)
         return ExpectCertificateVerify(self.handshake, self.agreement, self.request, certified)
@@ -274,7 +274,6 @@ class ExpectFinished(_Encrypted):
             raise DecryptError("the server's Finished does not verify")
         handshake.transcript.add(encoded)
         application = _application_secrets(handshake, output)
-        output.protect_reading(handshake.suite, application.server)
         output.emit(ServerAuthenticated(self.server, resumed=handshake.session is not None))
         return AwaitConsent(handshake, self.agreement, self.server, self.request, application)
 
@@ -286,21 +285,25 @@ class ApplicationSecrets:
     master: MasterSecret = field(repr=False)
     client: bytes = field(repr=False)
     server: bytes = field(repr=False)
-    exporter: bytes = field(repr=False)
+    digest: bytes
+    """Transcript-Hash up to the server's Finished, which the exporter starts from too."""
+
+    @property
+    def exporter(self) -> bytes:
+        """exporter_master_secret."""
+        return self.master.exporter_secret(self.digest)
 
 
 def _application_secrets(handshake: Handshake, output: Output) -> ApplicationSecrets:
     master = handshake.secret.master_secret()
     digest = handshake.transcript.digest()
-    secrets = ApplicationSecrets(
-        master,
-        master.client_traffic_secret(digest),
-        master.server_traffic_secret(digest),
-        master.exporter_secret(digest),
-    )
-    output.log_key(KeyLogLabel.CLIENT_TRAFFIC_SECRET_0, handshake.offer.random, secrets.client)
-    output.log_key(KeyLogLabel.SERVER_TRAFFIC_SECRET_0, handshake.offer.random, secrets.server)
-    output.log_key(KeyLogLabel.EXPORTER_SECRET, handshake.offer.random, secrets.exporter)
+    client, server = master.client_traffic_secret(digest), master.server_traffic_secret(digest)
+    secrets = ApplicationSecrets(master, client, server, digest)
+    if handshake.config.key_log is not None:
+        random = handshake.offer.random
+        output.log_key(KeyLogLabel.CLIENT_TRAFFIC_SECRET_0, random, client)
+        output.log_key(KeyLogLabel.SERVER_TRAFFIC_SECRET_0, random, server)
+        output.log_key(KeyLogLabel.EXPORTER_SECRET, random, secrets.exporter)
     return secrets
 
 
@@ -367,7 +370,6 @@ class AwaitConsent(_ServerFinished):
     def _finish(self, output: Output, *, certificate_sent: bool) -> State:
         handshake = self.handshake
         handshake.transcript.add(output.send(Finished(handshake.verify_data(handshake.client_secret))))
-        output.protect_writing(handshake.suite, self.application.client)
         complete = HandshakeComplete(
             version=ProtocolVersion.TLS_1_3,
             cipher_suite=handshake.suite.code,

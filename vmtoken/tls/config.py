@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.x509.verification import Subject
 
-from vmtoken.tls.certificates import TrustStore, ip_address, subject_of
+from vmtoken.tls.certificates import TrustStore, subject_of
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion, SignatureScheme
 from vmtoken.tls.der import CertificateFields
 from vmtoken.tls.key_block import MAX_PLAINTEXT, MIN_RECORD_SIZE_LIMIT
@@ -121,39 +122,52 @@ class ClientConfig:
     key_log: Callable[[str], None] | None = field(default=None, repr=False)
     """Takes NSS key log lines. Whoever has them can read the session: for debugging in a lab alone."""
 
+    versions: tuple[ProtocolVersion, ...] = field(init=False, repr=False)
+    """Those to offer, best first: in the range, and with a cipher suite."""
+
+    usable_suites: tuple[CipherSuite, ...] = field(init=False, repr=False)
+    """Those of a version to be offered, best first."""
+
+    subject: Subject = field(init=False, repr=False)
+    """What the certificate must hold."""
+
     def __post_init__(self) -> None:
-        self._check_name()
+        self._derive()
         if self.time.tzinfo is None:
             raise ValueError("the time must know its time zone")
-        if self.min_version > self.max_version:
-            raise ValueError(f"{self.min_version.name} to {self.max_version.name} is not a range of versions")
         if self.require_client_certificate and self.credential is None:
             raise ValueError("a client certificate is required, but there is no credential")
         if any(not 1 <= len(protocol.encode("ascii")) <= 255 for protocol in self.alpn):
             raise ValueError("an ALPN protocol has 1 to 255 octets")
-        self._check_algorithms()
+        if not self.groups or not set(self.initial_shares) <= set(self.groups):
+            raise ValueError("key shares must be of the groups that are offered, and there must be a group")
+        if not self.offers_tls13 and set(self.groups) == {NamedGroup.X25519MLKEM768}:
+            raise ValueError("X25519MLKEM768 is for TLS 1.3 only")
         if self.session is not None and self.session.server.server_name != self.server_name:
             raise ValueError(f"the session to resume is one with {self.session.server.server_name}")
         if self.record_size_limit is not None and self.record_size_limit < MIN_RECORD_SIZE_LIMIT:
             raise ValueError(f"a record size limit is at least {MIN_RECORD_SIZE_LIMIT}")
 
-    @property
-    def versions(self) -> tuple[ProtocolVersion, ...]:
-        """Those to offer, best first: in the range, and with a cipher suite."""
-        present = {suite.version for code in self.cipher_suites if (suite := suite_of(code))}
-        return tuple(
-            version
-            for version in (ProtocolVersion.TLS_1_3, ProtocolVersion.TLS_1_2)
-            if self.min_version <= version <= self.max_version and version in present
-        )
+    def _derive(self) -> None:
+        if self.min_version > self.max_version:
+            raise ValueError(f"{self.min_version.name} to {self.max_version.name} is not a range of versions")
+        suites = [suite for code in self.cipher_suites if (suite := suite_of(code))]
+        usable = [suite for suite in suites if self.min_version <= suite.version <= self.max_version]
+        if not usable:
+            raise ValueError("no cipher suite is left for the versions allowed")
+        try:
+            subject = subject_of(self.server_name)
+        except ValueError as error:
+            raise ValueError(f"{self.server_name!r} is neither a DNS name nor an IP address") from error
+        versions = sorted({suite.version for suite in usable}, reverse=True)
+        object.__setattr__(self, "versions", tuple(versions))
+        object.__setattr__(self, "usable_suites", tuple(suite.code for suite in usable))
+        object.__setattr__(self, "subject", subject)
 
     @property
-    def usable_suites(self) -> tuple[CipherSuite, ...]:
-        """Those of a version to be offered, best first."""
-        versions = self.versions
-        return tuple(
-            code for code in self.cipher_suites if (suite := suite_of(code)) and suite.version in versions
-        )
+    def offers_tls13(self) -> bool:
+        """Whether TLS 1.3 is among the versions."""
+        return ProtocolVersion.TLS_1_3 in self.versions
 
     @property
     def initial_shares(self) -> tuple[NamedGroup, ...]:
@@ -170,18 +184,4 @@ class ClientConfig:
     @property
     def sni(self) -> str | None:
         """The name to send; None for IP addresses, which do not go into SNI (RFC 6066 section 3)."""
-        return self.server_name if ip_address(self.server_name) is None else None
-
-    def _check_name(self) -> None:
-        try:
-            subject_of(self.server_name)
-        except ValueError as error:
-            raise ValueError(f"{self.server_name!r} is neither a DNS name nor an IP address") from error
-
-    def _check_algorithms(self) -> None:
-        if not self.usable_suites:
-            raise ValueError("no cipher suite is left for the versions allowed")
-        if not self.groups or not set(self.initial_shares) <= set(self.groups):
-            raise ValueError("key shares must be of the groups that are offered, and there must be a group")
-        if ProtocolVersion.TLS_1_3 not in self.versions and set(self.groups) == {NamedGroup.X25519MLKEM768}:
-            raise ValueError("X25519MLKEM768 is for TLS 1.3 only")
+        return self.server_name if isinstance(self.subject, x509.DNSName) else None

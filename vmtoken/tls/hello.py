@@ -34,6 +34,7 @@ from vmtoken.tls.messages import (
 from vmtoken.tls.offer import Offer
 from vmtoken.tls.state import Output, State
 from vmtoken.tls.suites import Suite, suite_of
+from vmtoken.tls.tickets import ResumableSession
 from vmtoken.tls.transcript import TranscriptBuffer
 
 
@@ -43,22 +44,23 @@ def start(config: ClientConfig, random: Callable[[int], bytes], output: Output) 
 
 
 def _send_hello(offer: Offer, transcript: TranscriptBuffer, retry: Suite | None, output: Output) -> State:
-    encoded = encode_message(offer.client_hello())
+    hello = offer.client_hello()
+    encoded = encode_message(hello)
     if offer.psk is not None:
-        encoded = _with_binder(offer, encoded, transcript)
+        encoded = _with_binder(offer.psk, encoded, hello.binders_length, transcript)
     transcript.add(encoded)
     output.send_encoded(encoded)
     return ExpectServerHello(offer, transcript, retry)
 
 
-def _with_binder(offer: Offer, encoded: bytes, transcript: TranscriptBuffer) -> bytes:
+def _with_binder(
+    psk: ResumableSession, encoded: bytes, binders_length: int, transcript: TranscriptBuffer
+) -> bytes:
     """Replace the zeros of the binder by the HMAC over all that is before it (RFC 8446 section 4.2.11.2)."""
-    assert offer.psk is not None
-    suite = suite_of(offer.psk.cipher_suite)
+    suite = suite_of(psk.cipher_suite)
     assert suite is not None
-    truncated = encoded[: -offer.client_hello().binders_length]
-    early = EarlySecret(suite, offer.psk.secret.reveal())
-    binder = early.binder(transcript.digest_with(suite, truncated))
+    digest = transcript.digest_with(suite, encoded[:-binders_length])
+    binder = EarlySecret(suite, psk.secret.reveal()).binder(digest)
     return encoded[: -len(binder)] + binder
 
 
@@ -100,7 +102,7 @@ class ExpectServerHello(State):
 
     def change_cipher_spec(self, output: Output) -> State:
         """Let it pass, if TLS 1.3 is still possible."""
-        if not self.offer.offers_tls13:
+        if not self.offer.config.offers_tls13:
             raise UnexpectedMessage("change_cipher_spec", self.expected)
         return replace(self, early_change_cipher_spec=True)
 
@@ -114,7 +116,7 @@ class ExpectServerHello(State):
     def _selected_version(
         self, hello: ServerHello | HelloRetryRequest, selected: SelectedVersion
     ) -> ProtocolVersion:
-        if not self.offer.offers_tls13:
+        if not self.offer.config.offers_tls13:
             hello.extensions.check_answers(self.offer.extension_types, Context.SERVER_HELLO_12)
         if selected.version != ProtocolVersion.TLS_1_3 or hello.legacy_version != ProtocolVersion.TLS_1_2:
             raise IllegalParameter("the server chose a version that was not offered")
@@ -125,7 +127,10 @@ class ExpectServerHello(State):
             raise UnsupportedVersion(
                 f"the server chose protocol version {hello.legacy_version:#06x}, which is none of ours"
             )
-        if self.offer.offers_tls13 and hello.random[-8:] in (DOWNGRADE_TO_TLS_1_2, DOWNGRADE_TO_TLS_1_1):
+        if self.offer.config.offers_tls13 and hello.random[-8:] in (
+            DOWNGRADE_TO_TLS_1_2,
+            DOWNGRADE_TO_TLS_1_1,
+        ):
             raise IllegalParameter("somebody on the way removed TLS 1.3 from what was offered")
         if ProtocolVersion.TLS_1_2 not in self.offer.config.versions:
             raise UnsupportedVersion("the server speaks TLS 1.2 at most, which is not allowed here")

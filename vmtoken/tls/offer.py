@@ -9,7 +9,6 @@ from vmtoken.tls import key_exchange
 from vmtoken.tls.codes import (
     CipherSuite,
     EcPointFormat,
-    ExtensionType,
     NamedGroup,
     ProtocolVersion,
     PskKeyExchangeMode,
@@ -62,6 +61,7 @@ class Offer:
     retried: bool = False
     """It answers a HelloRetryRequest."""
 
+    extensions: Extensions = field(init=False, repr=False)
     extension_types: frozenset[int] = field(init=False, repr=False)
 
     @classmethod
@@ -70,7 +70,7 @@ class Offer:
         session = _usable_session(config)
         if session is not None and session.session_id:
             session_id = session.session_id
-        elif ProtocolVersion.TLS_1_3 in config.versions or session is not None:
+        elif config.offers_tls13 or session is not None:
             session_id = random(SESSION_ID_LENGTH)
         else:
             session_id = b""
@@ -78,9 +78,9 @@ class Offer:
         return cls(config, random(RANDOM_LENGTH), session_id, shares, session)
 
     def __post_init__(self) -> None:
-        types = frozenset(extension.extension_type for extension in self._extensions())
-        psk = {ExtensionType.PRE_SHARED_KEY} if self.psk else set()
-        object.__setattr__(self, "extension_types", types | psk)
+        extensions = Extensions(tuple(self._extensions()))
+        object.__setattr__(self, "extensions", extensions)
+        object.__setattr__(self, "extension_types", frozenset(item.extension_type for item in extensions))
 
     @property
     def psk(self) -> ResumableSession | None:
@@ -91,11 +91,6 @@ class Offer:
     def tls12_session(self) -> ResumableSession | None:
         """The TLS 1.2 session that is offered."""
         return _of_version(self.session, ProtocolVersion.TLS_1_2)
-
-    @property
-    def offers_tls13(self) -> bool:
-        """Whether TLS 1.3 is among the versions."""
-        return ProtocolVersion.TLS_1_3 in self.config.versions
 
     @property
     def tls12_groups(self) -> tuple[NamedGroup, ...]:
@@ -120,14 +115,11 @@ class Offer:
 
     def client_hello(self) -> ClientHello:
         """The message; a PSK binder in it is zeros, to be filled in once the rest is hashed."""
-        extensions = self._extensions()
-        if self.psk is not None:  # always the last one (RFC 8446 section 4.2.11)
-            extensions.append(_offered_psk(self.psk, self.config))
         return ClientHello(
             random=self.random,
             legacy_session_id=self.session_id,
             cipher_suites=self.config.usable_suites,
-            extensions=Extensions(tuple(extensions)),
+            extensions=self.extensions,
         )
 
     def _extensions(self) -> list[Extension]:
@@ -139,15 +131,17 @@ class Offer:
             extensions.append(Alpn(tuple(protocol.encode("ascii") for protocol in config.alpn)))
         extensions += [
             StatusRequest(),
-            SupportedGroups(self.config.groups if self.offers_tls13 else self.tls12_groups),
+            SupportedGroups(config.groups if config.offers_tls13 else self.tls12_groups),
             SignatureAlgorithms(DEFAULT_SCHEMES),
             SignatureAlgorithmsCert(CERTIFICATE_SCHEMES),
             RecordSizeLimit(self._record_size_limit()),
         ]
         if ProtocolVersion.TLS_1_2 in config.versions:
             extensions += self._tls12_extensions()
-        if self.offers_tls13:
+        if config.offers_tls13:
             extensions += self._tls13_extensions()
+        if self.psk is not None:  # always the last one (RFC 8446 section 4.2.11)
+            extensions.append(_offered_psk(self.psk, config))
         return extensions
 
     def _tls12_extensions(self) -> list[Extension]:
@@ -172,11 +166,11 @@ class Offer:
 
     def _record_size_limit(self) -> int:
         """In TLS 1.3 the octet of the content type counts (RFC 8449 section 4)."""
-        return self.config.receive_limit + self.offers_tls13
+        return self.config.receive_limit + self.config.offers_tls13
 
 
 def _generate_shares(config: ClientConfig) -> tuple[KeyExchange, ...]:
-    if ProtocolVersion.TLS_1_3 not in config.versions:
+    if not config.offers_tls13:
         return ()
     return key_exchange.generate(config.initial_shares)
 

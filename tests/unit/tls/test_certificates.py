@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.support import der
 from tests.support.pki import DAY, NOW, SERVER_NAME, Authority, Identity, KeyKind, Usage, pki, server_identity
-from vmtoken.tls.certificates import CertificateVerifier, TrustStore, VerifiedServer
+from vmtoken.tls.certificates import CertificateVerifier, TrustStore, VerifiedServer, subject_of
 from vmtoken.tls.codes import ProtocolVersion, SignatureScheme
 from vmtoken.tls.errors import (
     BadCertificate,
@@ -28,7 +28,7 @@ from vmtoken.tls.signatures import sign
 
 def verify(identity: Identity, *, name: str = SERVER_NAME, time=NOW, trust=None) -> VerifiedServer:
     trust = trust or TrustStore([pki().root.certificate.public_bytes(Encoding.DER)])
-    certified = CertificateVerifier(name, trust, time).verify(identity.chain_der)
+    certified = CertificateVerifier(name, subject_of(name), trust, time).verify(identity.chain_der)
     scheme = certified.public_key.schemes()[0]
     signature = sign(identity.key, scheme, b"content")
     return certified.prove(scheme, ProtocolVersion.TLS_1_3, signature, b"content")
@@ -192,7 +192,7 @@ def test_ca_certificates_are_not_servers() -> None:
 def test_what_is_no_certificate_is_refused(chain: tuple[bytes, ...]) -> None:
     trust = TrustStore([server_identity().root_der])
     with pytest.raises(BadCertificate):
-        CertificateVerifier(SERVER_NAME, trust, NOW).verify(chain)
+        CertificateVerifier(SERVER_NAME, subject_of(SERVER_NAME), trust, NOW).verify(chain)
 
 
 def test_names_in_messages_cannot_drive_a_terminal() -> None:
