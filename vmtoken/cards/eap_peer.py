@@ -1,0 +1,79 @@
+"""EapPeer: a card as what it was made for, the peer of an EAP-TLS server (RFC 5216, RFC 9190).
+
+Works with plain cards of the draft as well, as far as they speak the server's TLS version.
+"""
+
+from __future__ import annotations
+
+from vmtoken.cards import commands
+from vmtoken.cards.profile import PinReference, StartParameters
+from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.eap.eap_tls import EapTlsMessage
+from vmtoken.eap.packet import EapCode, EapPacket, EapType
+from vmtoken.errors import TlsHandshakeFailed, VmTokenError
+from vmtoken.iso7816.connection import CardConnection
+from vmtoken.iso7816.status import StatusWord, StatusWordError
+from vmtoken.secret import SecretBytes
+
+
+class EapPeer:
+    """Answers an EAP server's packets with a card."""
+
+    def __init__(
+        self,
+        connection: CardConnection,
+        user_pin: SecretBytes | None,
+        parameters: StartParameters,
+        *,
+        t0: bool = False,
+        pin_reserve: int = 1,
+    ) -> None:
+        """`parameters` go with the server's EAP-TLS Start; a plain card gets the time of them alone.
+
+        Errors as `EapTlsCard`.
+        """
+        self._card = CardSession.open(connection, t0=t0)
+        plain = self._card.fci is None
+        self._parameters = StartParameters(parameters.time) if plain else parameters
+        try:
+            with card_errors():
+                self._card.verify_pin(PinReference.USER, user_pin, reserve=pin_reserve)
+                self.identity = self._card.use_preferred_identity()
+        except VmTokenError:
+            self.close()
+            raise
+
+    def respond(self, request: bytes) -> bytes | None:
+        """The answer to a packet from the server; None when it calls for none.
+
+        Raises `TlsHandshakeFailed` when the card says that the authentication failed, `DecodeError` for
+        octets that are no EAP packet.
+        """
+        packet = EapPacket.decode(request)
+        behind = self._parameters.encode() if _is_start(packet) else b""
+        with card_errors():
+            try:
+                return commands.process_eap(self._card.channel, request + behind) or None
+            except StatusWordError as error:
+                if error.status == StatusWord.SILENTLY_DISCARDED:
+                    return None
+                if error.status == StatusWord.AUTHENTICATION_FAILED:
+                    raise TlsHandshakeFailed(
+                        "the EAP server ended the authentication with a failure"
+                    ) from error
+                raise
+
+    def session_key(self) -> SecretBytes:
+        """The MSK, 64 octets, once the method is complete."""
+        with card_errors():
+            return SecretBytes(commands.session_key(self._card.channel))
+
+    def close(self) -> None:
+        """Give the card back."""
+        self._card.close()
+
+
+def _is_start(packet: EapPacket) -> bool:
+    if packet.code is not EapCode.REQUEST or packet.type != EapType.EAP_TLS:
+        return False
+    return EapTlsMessage.decode(packet.data).start
