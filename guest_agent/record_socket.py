@@ -127,7 +127,11 @@ class RecordSocket(asyncio.BufferedProtocol):
         """
         if self._transport is None or self._transport.is_closing():
             return
-        self._transport.write_eof()
+        try:
+            self._transport.write_eof()
+        except OSError:  # the server has reset the connection, and nothing has told us yet
+            self._transport.abort()
+            return
         self._resume()
         timer = self._loop.call_later(linger, self.abort)
         self.closed.add_done_callback(lambda _: timer.cancel())

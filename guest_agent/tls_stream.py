@@ -143,7 +143,8 @@ class TlsStream:
         """Wait until a ticket of this session was given back, the session is over, or the time is."""
         if self.facts.version is not ProtocolVersion.TLS_1_3:
             return  # its ticket came inside the handshake
-        await asyncio.wait([self._first_ticket, self._socket.closed], timeout=timeout)
+        ends = [self._first_ticket, self._socket.closed]
+        await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
     def close(self) -> None:
         """Send close_notify and end; tickets that are still to come are taken in the background."""

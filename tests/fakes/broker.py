@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tests.fakes.openssl_token import OpensslHandshake
+from tests.fakes.engine_token import EngineHandshake, EngineToken
 from tests.support.pki import Identity
 from vmtoken.errors import InvalidRequest, TokenNotFound, VmTokenError
 from vmtoken.rpc.channel import private_server
@@ -34,6 +34,7 @@ class FakeBroker(TokenServiceServicer):
 
     def __init__(self, identity: Identity, token: str = "web01") -> None:
         self.identity = identity
+        self.card = EngineToken(identity)
         self.token = token
         self.refusal: VmTokenError | None = None
         self.refusal_after_hello: VmTokenError | None = None
@@ -43,6 +44,7 @@ class FakeBroker(TokenServiceServicer):
         self.under_way = 0
         self.starts: list[pb.HandshakeStart] = []
         self.tickets: list[pb.SessionTicket] = []
+        self.ticket_came = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
     async def serve(self, path: Path) -> None:
@@ -52,8 +54,9 @@ class FakeBroker(TokenServiceServicer):
 
     async def stop(self) -> None:
         """End every stream at once."""
-        assert self._server is not None
-        await self._server.stop(grace=None)
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace=None)
 
     def hold(self) -> None:
         """From now on a start is not answered before `open_gate` is set: the token is busy."""
@@ -89,7 +92,8 @@ class _Stream:
 
     def __init__(self, broker: FakeBroker) -> None:
         self._broker = broker
-        self._handshake: OpensslHandshake | None = None
+        self._handshake: EngineHandshake | None = None
+        self._session_id = b""
 
     async def answer(self, request: pb.HandshakeRequest) -> pb.HandshakeResponse | None:
         match request.WhichOneof("step"):
@@ -98,8 +102,7 @@ class _Stream:
             case "server_records":
                 return self._process(request.server_records)
             case "ticket":
-                self._broker.tickets.append(request.ticket)
-                return pb.HandshakeResponse(ticket=pb.TicketAnswer(accepted=True))
+                return self._take_ticket(request.ticket)
             case "abort":
                 self.end()
                 return None
@@ -115,9 +118,10 @@ class _Stream:
             return _failure(self._broker.refusal)
         if start.token not in {"", self._broker.token}:
             return _failure(TokenNotFound(f"no token '{start.token}' is bound to this VM"))
-        self._handshake = OpensslHandshake(self._broker.identity, _start(start))
+        self._handshake = self._broker.card.start(_start(start), no_resumption=start.no_resumption)
+        self._session_id = os.urandom(16)
         self._broker.under_way += 1
-        return self._answer(self._handshake.step())
+        return self._answer(self._handshake.hello())
 
     def _process(self, records: bytes) -> pb.HandshakeResponse:
         if self._handshake is None:
@@ -126,10 +130,16 @@ class _Stream:
             if self._broker.refusal_after_hello is not None:
                 alert = bytes.fromhex("15 03 03 00 02 02 31")  # access_denied
                 raise HandshakeFailed(self._broker.refusal_after_hello, alert)
-            return self._answer(self._handshake.step(records))
+            return self._answer(self._handshake.step(self._session_id, records))
         except HandshakeFailed as failed:
             self.end()
             return _failure(failed.error, failed.alert_flight)
+
+    def _take_ticket(self, ticket: pb.SessionTicket) -> pb.HandshakeResponse:
+        self._broker.tickets.append(ticket)
+        self._broker.ticket_came.set()
+        accepted = self._broker.card.accept_ticket(ticket.session_id, ticket.message)
+        return pb.HandshakeResponse(ticket=pb.TicketAnswer(accepted=accepted))
 
     def _answer(self, step: HandshakeStep) -> pb.HandshakeResponse:
         cost = pb.StepCost(apdus=2, apdu_octets=300, token_microseconds=500)
@@ -142,7 +152,7 @@ class _Stream:
         return pb.HandshakeResult(
             records=records,
             key_block=key_block_to_pb(result.key_block),
-            session_id=os.urandom(16),
+            session_id=self._session_id,
             token=self._broker.token,
             assurance=assurance_to_pb(Assurance.SOFTWARE),
             alpn=result.alpn or "",
@@ -154,7 +164,6 @@ class _Stream:
 
     def end(self) -> None:
         if self._handshake is not None:
-            self._handshake.close()
             self._broker.under_way -= 1
         self._handshake = None
 
