@@ -11,7 +11,6 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
@@ -36,8 +35,18 @@ MAX_INTERMEDIATES: Final = 8
 """Certificates between leaf and anchor; public chains have one or two."""
 
 
+MAX_KNOWN_PATHS: Final = 16
+"""Verified paths that a trust store remembers: a VM has few servers, and a path takes a few KiB."""
+
+
 class TrustStore:
-    """The trust anchors, parsed once for many handshakes."""
+    """The trust anchors, parsed once for many handshakes.
+
+    It remembers the paths that it verified. Validation of a path depends on nothing but name, chain,
+    anchors and, through the dates of the certificates on the path, time; so the same octets under
+    the same name and anchors, at a time within all those dates, are the same path. Possession of the
+    key and stapled OCSP responses are verified in every handshake.
+    """
 
     def __init__(self, anchors: Sequence[bytes]) -> None:
         """`anchors` are DER certificates; raises `ValueError` if there is none or one does not parse."""
@@ -45,6 +54,7 @@ class TrustStore:
             raise ValueError("a trust store needs at least one trust anchor")
         self._store = verification.Store([x509.load_der_x509_certificate(anchor) for anchor in anchors])
         self._anchors = frozenset(anchors)
+        self._known: dict[tuple[str, tuple[bytes, ...]], VerifiedPath] = {}
 
     @property
     def store(self) -> verification.Store:
@@ -53,6 +63,50 @@ class TrustStore:
 
     def __contains__(self, certificate: bytes) -> bool:
         return certificate in self._anchors
+
+    def known_path(self, server_name: str, chain: tuple[bytes, ...], time: datetime) -> VerifiedPath | None:
+        """The path that was verified for these octets, if it holds at this time too."""
+        path = self._known.get((server_name, chain))
+        return path if path is not None and path.valid_from <= time <= path.valid_until else None
+
+    def remember(self, chain: tuple[bytes, ...], path: VerifiedPath) -> None:
+        """Keep a path for `known_path`."""
+        if len(self._known) >= MAX_KNOWN_PATHS:
+            self._known = {}
+        self._known[path.server_name, chain] = path
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPath:
+    """A path from a server's certificate to a trust anchor, and what follows from it."""
+
+    server_name: str
+    certificates: tuple[x509.Certificate, ...]
+    """Leaf first, trust anchor last."""
+
+    encoded: tuple[bytes, ...] = field(repr=False)
+    """The same, DER."""
+
+    spki_sha256: tuple[bytes, ...] = field(repr=False)
+    public_key: PublicKey
+    valid_from: datetime
+    valid_until: datetime
+    """The first and the last moment within the dates of all certificates."""
+
+    @classmethod
+    def of(cls, server_name: str, certificates: Sequence[x509.Certificate]) -> VerifiedPath:
+        """Gather what is needed; raises `BadCertificate` for a public key that cannot be used."""
+        encoded = tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
+        keys = (CertificateFields.of(der).subject_public_key_info for der in encoded)
+        return cls(
+            server_name=server_name,
+            certificates=tuple(certificates),
+            encoded=encoded,
+            spki_sha256=tuple(hashlib.sha256(key).digest() for key in keys),
+            public_key=PublicKey.of(certificates[0]),
+            valid_from=max(certificate.not_valid_before_utc for certificate in certificates),
+            valid_until=min(certificate.not_valid_after_utc for certificate in certificates),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +144,20 @@ _SEAL: Final = object()
 class CertifiedKey:
     """The key of a server whose certificate is verified; possession is still to be proved."""
 
-    public_key: PublicKey
-    _server_name: str
-    _path: tuple[bytes, ...] = field(repr=False)
-    _valid_until: datetime
+    _path: VerifiedPath
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The key of the leaf."""
+        return self._path.public_key
 
     def prove(
         self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes
     ) -> VerifiedServer:
         """Check the server's signature over `content`; raises `SignatureInvalid` or `IllegalParameter`."""
-        self.public_key.verify(scheme, version, signature, content)
-        pins = (CertificateFields.of(certificate).subject_public_key_info for certificate in self._path)
-        digests = tuple(hashlib.sha256(pin).digest() for pin in pins)
-        return VerifiedServer(self._server_name, self._path, digests, self._valid_until, _SEAL)
+        path = self._path
+        path.public_key.verify(scheme, version, signature, content)
+        return VerifiedServer(path.server_name, path.encoded, path.spki_sha256, path.valid_until, _SEAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +171,21 @@ class CertificateVerifier:
     trust: TrustStore
     time: datetime
 
-    def verify(self, chain: Sequence[bytes], staples: Sequence[bytes | None] = ()) -> CertifiedKey:
+    def verify(self, chain: tuple[bytes, ...], staples: Sequence[bytes | None] = ()) -> CertifiedKey:
         """Verify a chain (DER, leaf first) and the OCSP responses stapled to its certificates.
 
         Raises the `PeerError` whose alert says what is wrong: `BadCertificate`, `CertificateExpired`,
         `CertificateUnknown`, `UnsupportedCertificate`, `UnknownCa`, `CertificateRevoked`,
         `BadCertificateStatusResponse`.
         """
-        certificates = self._parse(chain)
-        path = self._path(certificates)
-        self._verify_staples(certificates, path, staples)
-        encoded = (chain[0], *(certificate.public_bytes(Encoding.DER) for certificate in path[1:]))
-        valid_until = min(certificate.not_valid_after_utc for certificate in path)
-        return CertifiedKey(PublicKey.of(certificates[0]), self.server_name, encoded, valid_until)
+        path = self.trust.known_path(self.server_name, chain, self.time)
+        if path is None:
+            path = self._find_path(self._parse(chain))
+            self.trust.remember(chain, path)
+        for certificate, staple in zip(chain, staples, strict=False):
+            if staple is not None:
+                self._verify_staple(path, certificate, staple)
+        return CertifiedKey(path)
 
     def _parse(self, chain: Sequence[bytes]) -> list[x509.Certificate]:
         if not chain:
@@ -138,13 +195,20 @@ class CertificateVerifier:
         except ValueError as error:
             raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
 
-    def _path(self, certificates: list[x509.Certificate]) -> list[x509.Certificate]:
+    def _find_path(self, certificates: list[x509.Certificate]) -> VerifiedPath:
         try:
-            return self._verifier(self.subject).verify(certificates[0], certificates[1:])
+            found = self._verifier(self.subject).verify(certificates[0], certificates[1:])
         except verification.VerificationError as error:
             raise self._diagnosis(certificates) from error
         except ValueError as error:  # an extension that does not parse
             raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
+        return VerifiedPath.of(self.server_name, found)
+
+    def _verify_staple(self, path: VerifiedPath, certificate: bytes, staple: bytes) -> None:
+        """Of a certificate that is on the path and not its anchor."""
+        if certificate in path.encoded[:-1]:
+            position = path.encoded.index(certificate)
+            verify_staple(staple, path.certificates[position], path.certificates[position + 1], self.time)
 
     def _verifier(self, subject: verification.Subject) -> verification.ServerVerifier:
         return (
@@ -155,20 +219,6 @@ class CertificateVerifier:
             .extension_policies(ca_policy=_CA_POLICY, ee_policy=_LEAF_POLICY)
             .build_server_verifier(subject)
         )
-
-    def _verify_staples(
-        self,
-        certificates: list[x509.Certificate],
-        path: list[x509.Certificate],
-        staples: Sequence[bytes | None],
-    ) -> None:
-        if not any(staples):
-            return
-        issuers = dict(pairwise(path))
-        for certificate, staple in zip(certificates, staples, strict=False):
-            issuer = issuers.get(certificate)
-            if staple is not None and issuer is not None:
-                verify_staple(staple, certificate, issuer, self.time)
 
     def _diagnosis(self, certificates: list[x509.Certificate]) -> PeerError:
         """Why the path did not verify, as well as it can be told; the refusal does not depend on it."""

@@ -9,14 +9,22 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import ocsp
 
 from tests.support import der
 from tests.support.pki import DAY, NOW, SERVER_NAME, Authority, Identity, KeyKind, Usage, pki, server_identity
-from vmtoken.tls.certificates import CertificateVerifier, TrustStore, VerifiedServer, subject_of
+from vmtoken.tls.certificates import (
+    MAX_KNOWN_PATHS,
+    CertificateVerifier,
+    TrustStore,
+    VerifiedServer,
+    subject_of,
+)
 from vmtoken.tls.codes import ProtocolVersion, SignatureScheme
 from vmtoken.tls.errors import (
     BadCertificate,
     CertificateExpired,
+    CertificateRevoked,
     CertificateUnknown,
     DecryptError,
     PeerError,
@@ -203,9 +211,9 @@ def test_names_in_messages_cannot_drive_a_terminal() -> None:
 
 def test_a_signature_of_another_key_proves_nothing() -> None:
     identity = server_identity()
-    certified = CertificateVerifier(SERVER_NAME, TrustStore([identity.root_der]), NOW).verify(
-        identity.chain_der
-    )
+    trust = TrustStore([identity.root_der])
+    verifier = CertificateVerifier(SERVER_NAME, subject_of(SERVER_NAME), trust, NOW)
+    certified = verifier.verify(identity.chain_der)
     stranger = leaf()
     scheme = SignatureScheme.ECDSA_SECP256R1_SHA256
     with pytest.raises(DecryptError):
@@ -221,3 +229,59 @@ def test_nobody_else_makes_a_verified_server() -> None:
 def test_a_trust_store_needs_anchors_that_parse(anchors: list[bytes]) -> None:
     with pytest.raises(ValueError):
         TrustStore(anchors)
+
+
+# A path that is known
+
+
+def test_a_known_path_is_not_verified_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = leaf()
+    trust = TrustStore([identity.root_der])
+    first = verify(identity, trust=trust)
+    monkeypatch.setattr(CertificateVerifier, "_verifier", None)
+    assert verify(identity, trust=trust) == first
+
+
+@pytest.mark.parametrize(
+    ("name", "time", "error"),
+    [
+        (SERVER_NAME, NOW + 40 * DAY, CertificateExpired),
+        (SERVER_NAME, NOW - 2 * DAY, CertificateExpired),
+        ("other.example", NOW, CertificateUnknown),
+    ],
+)
+def test_a_known_path_does_not_stand_for_another_time_or_name(name, time, error) -> None:
+    identity = leaf()
+    trust = TrustStore([identity.root_der])
+    verify(identity, trust=trust)
+    with pytest.raises(error):
+        verify(identity, trust=trust, name=name, time=time)
+
+
+def test_a_known_path_does_not_stand_for_other_octets_or_anchors() -> None:
+    identity = leaf()
+    trust = TrustStore([identity.root_der])
+    verify(identity, trust=trust)
+    without_intermediate = Identity(identity.kind, identity.key, identity.chain[:1], identity.root)
+    with pytest.raises(UnknownCa):
+        verify(without_intermediate, trust=trust)
+    with pytest.raises(UnknownCa):
+        verify(identity, trust=TrustStore([Authority.self_signed().certificate.public_bytes(Encoding.DER)]))
+
+
+def test_a_trust_store_remembers_no_more_than_its_limit() -> None:
+    trust = TrustStore([pki().root.certificate.public_bytes(Encoding.DER)])
+    for _ in range(3 * MAX_KNOWN_PATHS):
+        verify(leaf(), trust=trust)
+    assert len(trust._known) <= MAX_KNOWN_PATHS
+
+
+def test_the_staple_of_a_known_path_is_verified_each_time() -> None:
+    identity = leaf()
+    trust = TrustStore([identity.root_der])
+    verifier = CertificateVerifier(SERVER_NAME, subject_of(SERVER_NAME), trust, NOW)
+    good = pki().intermediate.ocsp_response(identity.certificate)
+    revoked = pki().intermediate.ocsp_response(identity.certificate, ocsp.OCSPCertStatus.REVOKED)
+    verifier.verify(identity.chain_der, (good,))
+    with pytest.raises(CertificateRevoked):
+        verifier.verify(identity.chain_der, (revoked,))
