@@ -66,7 +66,7 @@ class RecordSocket(asyncio.BufferedProtocol):
 
         Raises `NotTls`, and `EOFError` when the connection ends before the record does.
         """
-        while not (length := _whole_records(self._held)):
+        while not (length := whole_records(self._held)):
             if self.ended:
                 raise EOFError
             self._arrival = self._loop.create_future()
@@ -250,7 +250,7 @@ def _discard(octets: memoryview) -> None:
     """What comes after our last word is of no use."""
 
 
-def _whole_records(held: bytearray) -> int:
+def whole_records(held: bytearray) -> int:
     """Length of the whole records at the start of `held`, at most `MAX_RECORDS`."""
     end = 0
     while len(held) - end >= _HEADER:
