@@ -1,8 +1,8 @@
-"""Links: where VMs come in, and the gRPC server of each VM behind the front door.
+"""Links: where VMs come in, and the gRPC server of each VM.
 
-Every link knows its caller before a byte is read, and leads to the server of that VM: the Unix socket by
-its path, TCP by the enrolment certificate. A further kind of link is one more listener of
-transports whose caller is known.
+Every link knows its caller before a byte is read, and leads to the server of that VM. The Unix socket of a VM
+is that server's own: the path says who is calling. TCP comes in by the front door, which knows the
+enrolment certificate; a further kind of link is one more listener of transports before that door.
 """
 
 from __future__ import annotations
@@ -52,21 +52,8 @@ class _Server:
 
     server: grpc.aio.Server
     health: health.HealthServicer
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _UnixLink:
-    """The socket of one VM."""
-
-    listener: asyncio.Server
-    path: Path
-    door: FrontDoor[DomainIdentity]
-
-    async def close(self) -> None:
-        self.listener.close()
-        self.path.unlink(missing_ok=True)  # a name in a tmpfs
-        await self.door.close()
+    private: Path
+    """Where the front door leads to."""
 
 
 class Links:
@@ -76,7 +63,7 @@ class Links:
         self._broker = broker
         self._config = config
         self._servers: dict[uuid.UUID, asyncio.Task[_Server]] = {}
-        self._unix: dict[uuid.UUID, _UnixLink] = {}
+        self._unix: dict[uuid.UUID, Path] = {}
         self._tcp: asyncio.Server | None = None
         self._tcp_door: FrontDoor[DomainIdentity] | None = None
 
@@ -86,12 +73,16 @@ class Links:
             return None
         path = self._config.link_socket(vm.name)
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        door = FrontDoor(lambda _: vm, self._server_of)
+        unix.remove_stale(path)
+        self._unix[vm.uuid] = path
+        try:
+            await self._server_of(vm)
+        except Unwelcome as error:
+            raise OSError(str(error)) from error
         group = self._config.unix.group
-        listener = await unix.listen(path, 0o660 if group else 0o600, door.protocol)
         if group:
             shutil.chown(path, group=group)
-        self._unix[vm.uuid] = _UnixLink(listener, path, door)
+            path.chmod(0o660)
         return path
 
     async def open_tcp(self, context: ssl.SSLContext, vm_of_certificate: VmOfCertificate) -> str:
@@ -119,7 +110,7 @@ class Links:
 
     def unix_path(self, vm: uuid.UUID) -> Path | None:
         """The Unix socket of a VM, None when it has none."""
-        return self._unix[vm].path if vm in self._unix else None
+        return self._unix.get(vm)
 
     def turn_out(self, vm: DomainIdentity) -> None:
         """End the VM's TCP links: its certificate is not the one pinned any more."""
@@ -129,16 +120,17 @@ class Links:
     async def close_vm(self, vm: DomainIdentity) -> None:
         """End every link of a VM and its server."""
         self.turn_out(vm)
-        if vm.uuid in self._unix:
-            await self._unix.pop(vm.uuid).close()
         starting = self._servers.pop(vm.uuid, None)
         if starting is not None:
             await self._stop(await starting)
+        path = self._unix.pop(vm.uuid, None)
+        if path is not None:
+            path.unlink(missing_ok=True)  # a name in a tmpfs
 
     async def stop_accepting(self) -> None:
-        """Take no more connections, and say NOT_SERVING to those that there are."""
-        for listener in self._listeners():
-            listener.close()
+        """Take no more connections over TCP, and say NOT_SERVING to those that there are."""
+        if self._tcp is not None:
+            self._tcp.close()
         for starting in self._servers.values():
             server = await starting
             await server.health.enter_graceful_shutdown()
@@ -148,23 +140,20 @@ class Links:
         servers = [await starting for starting in self._servers.values()]
         await asyncio.gather(*map(self._stop, servers))
         self._servers.clear()
-        await asyncio.gather(*(link.close() for link in self._unix.values()))
+        for path in self._unix.values():
+            path.unlink(missing_ok=True)  # a name in a tmpfs
         if self._tcp is not None and self._tcp_door is not None:
             self._tcp.close()
             await self._tcp_door.close()
 
-    def _listeners(self) -> list[asyncio.Server]:
-        listeners = [link.listener for link in self._unix.values()]
-        return [*listeners, self._tcp] if self._tcp is not None else listeners
-
     async def _server_of(self, vm: DomainIdentity) -> Path:
-        """The socket of the VM's gRPC server, which is started when the VM first calls."""
+        """The private socket of the VM's gRPC server, which is started when it is first needed."""
         starting = self._servers.get(vm.uuid)
         if starting is None:
             starting = asyncio.ensure_future(self._start(vm))
             self._servers[vm.uuid] = starting
         try:
-            return (await asyncio.shield(starting)).path
+            return (await asyncio.shield(starting)).private
         except RuntimeError as error:  # what gRPC raises when it cannot bind
             self._servers.pop(vm.uuid, None)
             raise Unwelcome(f"the server of this VM does not start: {error}") from error
@@ -172,7 +161,8 @@ class Links:
     async def _start(self, vm: DomainIdentity) -> _Server:
         path = self._config.private_dir / f"{vm.uuid.hex}.sock"
         path.unlink(missing_ok=True)
-        server = private_server(path, vm.name, max_streams=self._config.limits.vm_streams)
+        links = [self._unix[vm.uuid]] if vm.uuid in self._unix else []
+        server = private_server(path, vm.name, max_streams=self._config.limits.vm_streams, links=links)
         servicer = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._broker, vm), server)
@@ -184,7 +174,7 @@ class Links:
 
     async def _stop(self, server: _Server) -> None:
         await server.server.stop(grace=0.1)
-        server.path.unlink(missing_ok=True)
+        server.private.unlink(missing_ok=True)
 
 
 class AdminLink:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -55,12 +57,21 @@ def tls_channel(
     return grpc.aio.secure_channel(target, credentials, options=(*_CHANNEL, *override))
 
 
-def private_server(path: Path, caller: str, *, max_streams: int) -> grpc.aio.Server:
+def private_server(
+    path: Path, caller: str, *, max_streams: int, links: Sequence[Path] = ()
+) -> grpc.aio.Server:
     """A server for one caller on a private Unix socket, to which only the front door leads.
 
-    `caller` is for the log; `max_streams` bounds the calls that the caller may have open at once.
+    `caller` is for the log; `max_streams` bounds the calls that the caller may have open at once. `links`
+    are more Unix sockets, open to our own user alone, whose paths only this caller can reach.
+    Raises `RuntimeError` when gRPC cannot bind.
     """
     options = (*_SERVER, ("grpc.max_concurrent_streams", max_streams))
     server = grpc.aio.server(interceptors=[CallInterceptor(caller)], options=options)
-    server.add_insecure_port(f"unix:{path.absolute()}")
+    umask = os.umask(0o177)  # gRPC binds right here, and knows nothing of permissions
+    try:
+        for socket in (path, *links):
+            server.add_insecure_port(f"unix:{socket.absolute()}")
+    finally:
+        os.umask(umask)
     return server

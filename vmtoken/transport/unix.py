@@ -39,7 +39,7 @@ async def listen(path: Path, mode: int, protocol: Callable[[], asyncio.Protocol]
     """
     if len(os.fsencode(path)) > MAX_PATH:
         raise OSError(f"{path}: longer than {MAX_PATH} octets, the limit for a Unix socket")
-    _remove_stale(path)
+    remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(listener.fileno(), mode)  # before bind: the socket never has wider permissions
@@ -51,7 +51,8 @@ async def listen(path: Path, mode: int, protocol: Callable[[], asyncio.Protocol]
         raise
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
+    """Remove a socket that nobody serves. Raises `FileExistsError` for anything else that is in the way."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise FileExistsError(f"{path}: in the way of a socket, and not a socket itself")
