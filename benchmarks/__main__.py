@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,6 +29,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 def main() -> None:
     """Measure what was asked for; goals that are missed are named, and are no failure of the run."""
     options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the programs are stopped
     with tempfile.TemporaryDirectory() as directory, ExitStack() as programs:
         bench = Bench(Path(directory), options.quick, programs)
         if options.profile:

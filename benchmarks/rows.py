@@ -48,8 +48,13 @@ class Row:
 Cost = TypeVar("Cost")
 
 
-def in_turns(actions: Sequence[Callable[[], Cost]], rounds: int, warm_up: int = 3) -> list[list[Cost]]:
+def in_turns(
+    actions: Sequence[Callable[[], Cost]], rounds: int, *, batch: int = 1, warm_up: int = 3
+) -> list[list[Cost]]:
     """Do each action once a round, in alternating order, and give what each of them returned.
+
+    With a `batch`, that often in a row: short pure computation is then measured as a program does it
+    over and over, and not how fast the processor's caches forget the other contender.
 
     The garbage collector runs between rounds only, as it would strike whoever is next.
     """
@@ -60,9 +65,9 @@ def in_turns(actions: Sequence[Callable[[], Cost]], rounds: int, warm_up: int = 
         for number in range(-warm_up, rounds):
             order = range(len(actions)) if number % 2 else reversed(range(len(actions)))
             for index in order:
-                cost = actions[index]()
+                repeated = [actions[index]() for _ in range(batch)]
                 if number >= 0:
-                    costs[index].append(cost)
+                    costs[index] += repeated
             if number % 20 == 0:
                 gc.collect()
     finally:

@@ -46,12 +46,16 @@ class Child:
         """What the program has written until now."""
         return self.log_path.read_text(errors="replace")
 
+    @property
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
     def wait_for(self, pattern: str, seconds: float = 20, *, start: int = 0) -> re.Match[str]:
         """Wait until its log holds something that matches, from the character `start` on."""
         deadline = time.monotonic() + seconds
         compiled = re.compile(pattern, re.MULTILINE)
         while not (match := compiled.search(self.log, start)):
-            if self.process.poll() is not None:
+            if self.has_ended:
                 raise ChildFailed(self, f"ended with exit code {self.process.returncode}")
             if time.monotonic() > deadline:
                 raise ChildFailed(self, f"did not write {pattern!r} within {seconds} s")
@@ -66,7 +70,7 @@ class Child:
 
     def stop(self, seconds: float = 10) -> int:
         """End it: politely, then by force. Gives its exit code."""
-        if self.process.poll() is None:
+        if not self.has_ended:
             self.process.terminate()
         try:
             self.process.wait(seconds)

@@ -95,6 +95,7 @@ class Stack:
 
     def start_broker(self) -> Child:
         """Start the broker, or start it again, and wait until it answers."""
+        assert self.broker is None or self.broker.has_ended
         policy = self.home / "policy.d"
         policy.mkdir(exist_ok=True)
         (policy / "10-test.policy").write_text(self.policy + "\n")
@@ -105,6 +106,7 @@ class Stack:
 
     def start_agent(self) -> Child:
         """Start the agent, or start it again, and wait until it answers."""
+        assert self.agent is None or self.agent.has_ended
         link = self.link or self.broker_socket
         configuration = self._write(
             "agent.toml", _AGENT_TOML.format(home=self.home, link=link) + self.agent_settings
