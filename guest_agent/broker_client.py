@@ -39,6 +39,9 @@ _Call = grpc.aio.StreamStreamCall[pb.HandshakeRequest, pb.HandshakeResponse]
 RETRY_AFTER = 1.0
 """Seconds after which it is worth asking again for a broker that is away."""
 
+_MOST_IDLE = 16
+"""Streams kept after a crowd: a handshake and its tickets use three, an idle one costs next to nothing."""
+
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 """Seconds between attempts to begin a handshake while the broker restarts."""
@@ -210,7 +213,7 @@ class BrokerClient:
 
     def give_stream(self, stream: _HandshakeStream) -> None:
         """Keep a stream on which no handshake is under way."""
-        if self._closed or stream.dead or len(self._idle) > self._settings.warm_streams:
+        if self._closed or stream.dead or len(self._idle) >= max(self._settings.warm_streams, _MOST_IDLE):
             stream.cancel()
         else:
             self._idle.append(stream)
