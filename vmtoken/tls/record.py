@@ -350,13 +350,13 @@ class _Protection12(_AeadProtection):
     overhead = HEADER_LENGTH + TAG_LENGTH
 
     def unprotect(self, record: Octets) -> tuple[int, memoryview]:
-        """The content type is in clear, and authenticated."""
+        """Content type and version are in clear, and authenticated."""
         prefix = self.overhead - TAG_LENGTH
         length = len(record) - self.overhead
         if length < 0:
             raise BadRecordMac("a record is shorter than its tag")
         view = memoryview(record)
-        aad = _AAD12.pack(self._sequence, record[0], ProtocolVersion.TLS_1_2, length)
+        aad = _AAD12.pack(self._sequence, record[0], record[1] << 8 | record[2], length)
         try:
             plaintext = self._aead.decrypt(self._received_nonce(view), view[prefix:], aad)
         except InvalidTag:

@@ -6,6 +6,7 @@ from vmtoken.tls import errors
 from vmtoken.tls.codes import AlertDescription, ExtensionType, HandshakeType, name_of
 from vmtoken.tls.errors import (
     AlertReceived,
+    LocalError,
     MissingExtension,
     PeerError,
     UnexpectedMessage,
