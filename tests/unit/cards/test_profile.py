@@ -1,0 +1,129 @@
+"""The octets of the profile, both directions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmtoken.cards.profile import (
+    FailureCode,
+    FailureExport,
+    Fci,
+    Features,
+    Mode,
+    ProfileData,
+    ResultExport,
+    ServerExport,
+    SessionState,
+    StartParameters,
+    TicketAnswer,
+)
+from vmtoken.codec import DecodeError
+from vmtoken.iso7816.channel import ApduLimits
+from vmtoken.iso7816.tlv import BerTlv, encode_tlv
+from vmtoken.secret import SecretBytes
+from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion
+from vmtoken.tls.key_block import KeyBlock
+
+TLS_1_2, TLS_1_3 = ProtocolVersion.TLS_1_2, ProtocolVersion.TLS_1_3
+SERVER = ServerExport("server.example", (bytes(32), b"\x01" * 32), b"\x30\x00", complete=True)
+STATE = SessionState(
+    TLS_1_3,
+    CipherSuite.TLS_AES_128_GCM_SHA256,
+    0,
+    0,
+    16384,
+    16384,
+    False,
+    True,
+    NamedGroup.X25519,
+    "h2",
+    b"handle",
+)
+KEY_BLOCK = KeyBlock(
+    TLS_1_3, CipherSuite.TLS_AES_128_GCM_SHA256, SecretBytes(bytes(32)), SecretBytes(b"\x01" * 32), 0, 0
+)
+VALUES = [
+    Fci(b"\x00" * 8, (TLS_1_3, TLS_1_2), ApduLimits(), Features.SOFTWARE | Features.RESUMPTION),
+    Fci(b"\xff" * 8, (TLS_1_2,), ApduLimits(65535, 65536), Features(0), max_packet=1500),
+    StartParameters(0x3FAA2B6A),
+    StartParameters(0, Mode.TOKEN, "a.example", ("h2", "http/1.1"), TLS_1_3, TLS_1_3, b"handle", 1020),
+    SERVER,
+    STATE,
+    SessionState(
+        TLS_1_2,
+        CipherSuite.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        1,
+        1,
+        512,
+        16384,
+        True,
+        False,
+        None,
+        None,
+        b"h",
+    ),
+    FailureExport(FailureCode.SERVER_CERTIFICATE, "why not", b"\x15\x03\x03\x00\x02\x02\x2a", 42),
+    FailureExport(FailureCode.OTHER, "ü"),
+    TicketAnswer(b"handle", TLS_1_3, 7200, SERVER),
+    ProfileData(b"web01", (b"\x30\x01\x00", b"\x30\x00"), (b"\x30\x81\x80" + bytes(128),)),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_survive_the_way_there_and_back(value: Fci) -> None:
+    assert type(value).decode(value.encode()) == value
+
+
+def test_result_survives_the_way_there_and_back() -> None:
+    result = ResultExport.decode(ResultExport(STATE, KEY_BLOCK).encode())
+    assert result.state == STATE
+    assert result.key_block == KEY_BLOCK
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+@given(data=st.data())
+def test_changed_octets_parse_or_raise_the_decode_error(value: Fci, data: st.DataObject) -> None:
+    octets = bytearray(value.encode())
+    octets[data.draw(st.integers(0, len(octets) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(octets)))
+    for damaged in (bytes(octets), bytes(octets[:cut])):
+        try:
+            type(value).decode(damaged)
+        except DecodeError:
+            continue
+
+
+@pytest.mark.parametrize(
+    "kind", [Fci, StartParameters, ServerExport, ResultExport, FailureExport, TicketAnswer]
+)
+@given(octets=st.binary(max_size=40))
+def test_any_octets_parse_or_raise_the_decode_error(kind: type[Fci], octets: bytes) -> None:
+    try:
+        kind.decode(octets)
+    except DecodeError:
+        return
+
+
+def test_fci_of_a_later_profile_is_still_read() -> None:
+    template = BerTlv.decode(VALUES[0].encode())  # type: ignore[attr-defined]
+    dedicated_name, proprietary = BerTlv.decode_all(template.value)
+    longer = encode_tlv(0xA5, proprietary.value + encode_tlv(0x90, b"new"))
+    assert Fci.decode(encode_tlv(0x6F, dedicated_name.encode() + longer)) == VALUES[0]
+
+
+def test_start_with_the_time_alone_is_the_one_of_the_draft() -> None:
+    assert StartParameters(0x3FAA2B6A).encode() == bytes.fromhex("3F AA 2B 6A")
+
+
+@pytest.mark.parametrize("group", [NamedGroup.X25519MLKEM768, 0x9999, None])
+def test_groups_have_names(group: int | None) -> None:
+    state = SessionState(
+        TLS_1_3, CipherSuite.TLS_AES_128_GCM_SHA256, 0, 0, 16384, 16384, False, True, group, None, b"h"
+    )
+    assert state.group_name in ("X25519MLKEM768", "0x9999", None)
+
+
+def test_secrets_stay_out_of_reprs() -> None:
+    assert "\\x01" not in repr(ResultExport(STATE, KEY_BLOCK))
