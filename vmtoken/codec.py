@@ -9,6 +9,7 @@ section 3, and truncation and leftovers are found in one place:
 
 from __future__ import annotations
 
+import struct
 from types import TracebackType
 
 
@@ -42,6 +43,8 @@ class Reader:
     def uint(self, size: int) -> int:
         """An unsigned integer of `size` octets."""
         start = self._advance(size)
+        if size == 1:
+            return self._data[start]
         return int.from_bytes(self._data[start : self._position], "big")
 
     def raw(self, size: int) -> bytes:
@@ -65,13 +68,12 @@ class Reader:
         return Reader(self._data, start, self._position)
 
     def uints(self, length_size: int, item_size: int) -> tuple[int, ...]:
-        """A block that holds at least one unsigned integer of `item_size` octets, and nothing else."""
+        """A block that holds at least one unsigned integer of 1, 2 or 4 octets, and nothing else."""
         content = self.opaque(length_size, minimum=item_size)
-        if len(content) % item_size:
+        count, left_over = divmod(len(content), item_size)
+        if left_over:
             raise DecodeError(f"a block of {len(content)} octets does not hold items of {item_size}")
-        return tuple(
-            int.from_bytes(content[i : i + item_size], "big") for i in range(0, len(content), item_size)
-        )
+        return struct.unpack(f"!{count}{_FORMATS[item_size]}", content)
 
     def rest(self) -> bytes:
         """All that is left."""
@@ -124,11 +126,11 @@ class Writer:
         self._buffer += octets
 
     def uints(self, values: tuple[int, ...], length_size: int, item_size: int) -> None:
-        """A block of unsigned integers of `item_size` octets each."""
+        """A block of unsigned integers of 1, 2 or 4 octets each."""
         self.uint(len(values) * item_size, length_size)
         try:
-            self._buffer += b"".join([value.to_bytes(item_size, "big") for value in values])
-        except OverflowError:
+            self._buffer += struct.pack(f"!{len(values)}{_FORMATS[item_size]}", *values)
+        except struct.error:
             raise ValueError(f"one of {values} does not fit into {item_size} octets") from None
 
     def block(self, length_size: int) -> _Block:
@@ -141,6 +143,10 @@ class Writer:
 
     def __len__(self) -> int:
         return len(self._buffer)
+
+
+_FORMATS = {1: "B", 2: "H", 4: "I"}
+"""Of the `struct` module, by size."""
 
 
 class _Block:

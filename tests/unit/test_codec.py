@@ -88,6 +88,11 @@ def test_values_that_do_not_fit() -> None:
         writer.raw(bytes(256))
 
 
+def test_a_list_of_integers_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="does not fit into 1"):
+        Writer().uints((1, 256), 1, 1)
+
+
 def test_position_is_in_the_outermost_data() -> None:
     reader = Reader(b"\x00\x02ab")
     block = reader.block(2)
