@@ -22,6 +22,8 @@ from tests.support.pki import (
     server_identity,
 )
 from vmtoken.errors import (
+    ClientCertificateRefused,
+    ClientCertificateUnusable,
     PolicyDenied,
     ServerCertificateInvalid,
     TlsHandshakeFailed,
@@ -351,3 +353,30 @@ def test_token_may_be_closed_twice(card: Card) -> None:
     token = card.token()
     token.close()
     token.close()
+
+
+def test_server_that_cannot_use_our_certificate_is_told_so(token: HandshakeToken, tmp_path: Path) -> None:
+    """It names a CA that did not issue it."""
+    files = server_identity().write(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.chain, files.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    stranger = Authority.self_signed("somebody else").issue().write(tmp_path, "stranger")
+    context.load_verify_locations(stranger.anchors)
+    server = PythonServer(context)
+    records = server.receive(token.start(start(), lambda _: None).client_flight)
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(records)
+    assert isinstance(caught.value.error, ClientCertificateUnusable)
+
+
+def test_server_that_refuses_our_certificate_in_the_handshake(token: HandshakeToken, tmp_path: Path) -> None:
+    """TLS 1.2: its alert is the answer to our flight."""
+    context = python_context(tmp_path, version=TLS_1_2)
+    server = PythonServer(context)
+    step = token.process(server.receive(token.start(start(), lambda _: None).client_flight))
+    assert step.client_flight
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(bytes.fromhex("15 03 03 00 02 02 2D"))
+    assert isinstance(caught.value.error, ClientCertificateRefused)
+    assert caught.value.error.metadata == {"alert_received": "CERTIFICATE_EXPIRED"}

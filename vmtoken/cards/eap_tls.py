@@ -267,9 +267,7 @@ def _identity(export: ServerExport) -> ServerIdentity:
 
 
 def _failed(failure: FailureExport) -> HandshakeFailed:
-    kind = _ERRORS[failure.code]
-    alert = failure.alert_name
-    error = kind(failure.message) if alert is None else kind(failure.message, alert=alert)
+    error = _ERRORS[failure.code](failure.message, retry_after=None, **failure.alerts)
     return HandshakeFailed(error, failure.alert_flight)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from vmtoken.codec import DecodeError, Reader
 from vmtoken.iso7816.channel import ApduLimits
 from vmtoken.iso7816.tlv import BerTlv, decode_fields, encode_tlv
-from vmtoken.tls.codes import AlertDescription, CipherSuite, NamedGroup, ProtocolVersion
+from vmtoken.tls.codes import AlertDescription, CipherSuite, NamedGroup, ProtocolVersion, name_of
 from vmtoken.tls.key_block import KeyBlock
 
 _Code = TypeVar("_Code", bound=enum.IntEnum)
@@ -284,6 +284,7 @@ class ServerExport:
         )
 
 
+_MAX_MESSAGE = 400
 _RESUMED = 0x01
 _CLIENT_CERTIFICATE_SENT = 0x02
 
@@ -377,29 +378,28 @@ class FailureExport:
 
     code: FailureCode
     message: str
-    """One sentence for a person, at most 200 octets of UTF-8."""
+    """One sentence for a person, at most 400 octets of UTF-8."""
 
     alert_flight: bytes = b""
     """TLS records to send to the server."""
 
-    alert: int | None = None
-    """The alert that was sent or received."""
+    alert_sent: int | None = None
+    alert_received: int | None = None
 
     @property
-    def alert_name(self) -> str | None:
-        """As in the IANA registry, in lower case."""
-        try:
-            return None if self.alert is None else AlertDescription(self.alert).name.lower()
-        except ValueError:
-            return str(self.alert)
+    def alerts(self) -> dict[str, str]:
+        """Their names in the IANA registry, by 'alert_sent' and 'alert_received'."""
+        alerts = {"alert_sent": self.alert_sent, "alert_received": self.alert_received}
+        return {key: name_of(AlertDescription, alert) for key, alert in alerts.items() if alert is not None}
 
     def encode(self) -> bytes:
-        """Data objects 80 to 83."""
+        """Data objects 80 to 84."""
         return (
             encode_tlv(0x80, bytes((self.code,)))
-            + encode_tlv(0x81, self.message.encode()[:200])
-            + (b"" if self.alert is None else encode_tlv(0x82, bytes((self.alert,))))
-            + (encode_tlv(0x83, self.alert_flight) if self.alert_flight else b"")
+            + encode_tlv(0x81, self.message.encode()[:_MAX_MESSAGE])
+            + (b"" if self.alert_sent is None else encode_tlv(0x82, bytes((self.alert_sent,))))
+            + (b"" if self.alert_received is None else encode_tlv(0x83, bytes((self.alert_received,))))
+            + (encode_tlv(0x84, self.alert_flight) if self.alert_flight else b"")
         )
 
     @classmethod
@@ -410,8 +410,9 @@ class FailureExport:
         return cls(
             code=FailureCode(code) if code in FailureCode.__members__.values() else FailureCode.OTHER,
             message=fields.raw(0x81).decode(errors="replace"),
-            alert=fields.uint(0x82, 1) if 0x82 in fields else None,
-            alert_flight=fields.raw(0x83) if 0x83 in fields else b"",
+            alert_sent=fields.uint(0x82, 1) if 0x82 in fields else None,
+            alert_received=fields.uint(0x83, 1) if 0x83 in fields else None,
+            alert_flight=fields.raw(0x84) if 0x84 in fields else b"",
         )
 
 

@@ -17,10 +17,17 @@ from vmtoken.cards.profile import (
     SessionState,
     StartParameters,
 )
+from vmtoken.errors import (
+    ClientCertificateRefused,
+    ClientCertificateUnusable,
+    ServerCertificateInvalid,
+    TlsVersionUnsupported,
+    VmTokenError,
+)
 from vmtoken.iso7816.status import StatusWord
 from vmtoken.tls.certificates import VerifiedServer
 from vmtoken.tls.client import ClientConnection
-from vmtoken.tls.codes import AlertDescription, ProtocolVersion
+from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.tls.config import ClientConfig
 from vmtoken.tls.errors import AlertReceived, LocalError, PeerError, TlsError
 from vmtoken.tls.events import (
@@ -32,6 +39,7 @@ from vmtoken.tls.events import (
     SignatureNeeded,
     TicketReceived,
 )
+from vmtoken.tls.failures import failure_of
 from vmtoken.tls.key_block import KeyBlock
 from vmtoken.tls.signatures import sign
 from vmtoken.tls.tickets import ResumableSession
@@ -44,29 +52,13 @@ _EAP_KEYS_LENGTH = 128
 _COMMITMENT = b"\x00"
 """An EAP server's promise, in TLS 1.3, to send no more handshake messages (RFC 9190 section 2.5)."""
 
-_ABOUT_OUR_CERTIFICATE = frozenset(
-    {
-        AlertDescription.BAD_CERTIFICATE,
-        AlertDescription.UNSUPPORTED_CERTIFICATE,
-        AlertDescription.CERTIFICATE_REVOKED,
-        AlertDescription.CERTIFICATE_EXPIRED,
-        AlertDescription.CERTIFICATE_UNKNOWN,
-        AlertDescription.UNKNOWN_CA,
-        AlertDescription.ACCESS_DENIED,
-        AlertDescription.CERTIFICATE_REQUIRED,
-    }
-)
-_ABOUT_SERVER_CERTIFICATE = frozenset(
-    {
-        AlertDescription.BAD_CERTIFICATE,
-        AlertDescription.UNSUPPORTED_CERTIFICATE,
-        AlertDescription.CERTIFICATE_REVOKED,
-        AlertDescription.CERTIFICATE_EXPIRED,
-        AlertDescription.CERTIFICATE_UNKNOWN,
-        AlertDescription.UNKNOWN_CA,
-        AlertDescription.BAD_CERTIFICATE_STATUS_RESPONSE,
-    }
-)
+_CODES: dict[type[VmTokenError], FailureCode] = {
+    ServerCertificateInvalid: FailureCode.SERVER_CERTIFICATE,
+    ClientCertificateUnusable: FailureCode.CLIENT_CERTIFICATE_UNUSABLE,
+    ClientCertificateRefused: FailureCode.CLIENT_CERTIFICATE_REFUSED,
+    TlsVersionUnsupported: FailureCode.VERSION,
+}
+"""Everything else is OTHER."""
 
 
 class HandshakeAborted(Exception):
@@ -95,6 +87,7 @@ class Handshake:
         self._connection = ClientConnection(self._config, random=random)
         self._server: VerifiedServer | None = None
         self._done: HandshakeComplete | None = None
+        self._has_signed = False
         self._committed = False
         self._state: SessionState | None = None
         self._key_block: KeyBlock | None = None
@@ -178,6 +171,7 @@ class Handshake:
             match self._connection.next_event():
                 case SignatureNeeded(scheme, content):
                     assert self._identity.private_key is not None
+                    self._has_signed = True
                     self._connection.provide_signature(
                         scheme, sign(self._identity.private_key, scheme, content)
                     )
@@ -217,14 +211,13 @@ class Handshake:
         return key_block
 
     def _describe(self, error: TlsError) -> FailureExport:
-        alert = getattr(error, "description", None)
-        if alert is None:
-            alert = getattr(error, "alert", None)
+        meaning = failure_of(error, self._config.server_name, client_certificate_sent=self._has_signed)
         return FailureExport(
-            _failure_code(error),
-            str(error),
-            self._connection.data_to_send(),
-            None if alert is None else int(alert),
+            code=_CODES.get(type(meaning), FailureCode.OTHER),
+            message=meaning.message,
+            alert_flight=self._connection.data_to_send(),
+            alert_sent=error.alert if isinstance(error, PeerError | LocalError) else None,
+            alert_received=error.description if isinstance(error, AlertReceived) else None,
         )
 
 
@@ -274,19 +267,3 @@ def _session_state(done: HandshakeComplete, key_block: KeyBlock, handle: bytes) 
         alpn=done.alpn,
         session=handle,
     )
-
-
-def _failure_code(error: TlsError) -> FailureCode:
-    match error:
-        case (
-            AlertReceived(description=AlertDescription.PROTOCOL_VERSION)
-            | PeerError(alert=AlertDescription.PROTOCOL_VERSION)
-        ):
-            return FailureCode.VERSION
-        case AlertReceived(description=description) if description in _ABOUT_OUR_CERTIFICATE:
-            return FailureCode.CLIENT_CERTIFICATE_REFUSED
-        case PeerError(alert=alert) if alert in _ABOUT_SERVER_CERTIFICATE:
-            return FailureCode.SERVER_CERTIFICATE
-        case LocalError():
-            return FailureCode.OTHER
-    return FailureCode.OTHER

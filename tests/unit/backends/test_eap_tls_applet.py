@@ -302,8 +302,8 @@ def test_failure_is_explained_once_the_handshake_failed(channel: CardChannel) ->
     records.start(TOKEN)
     assert refused(lambda: records.exchange(bytes.fromhex("15 03 03 00 02 02 28"))) == "6985"
     failure = FailureExport.decode(export(channel, Export.FAILURE))
-    assert (failure.code, failure.alert_name) == (FailureCode.OTHER, "handshake_failure")
-    assert "handshake_failure" in failure.message.lower()
+    assert (failure.code, failure.alerts) == (FailureCode.OTHER, {"alert_received": "HANDSHAKE_FAILURE"})
+    assert SERVER_NAME in failure.message
     assert refused(lambda: export(channel, Export.SERVER)) == "6985"
     RecordExchange(channel).start(TOKEN)
     assert refused(lambda: export(channel, Export.FAILURE)) == "6985"

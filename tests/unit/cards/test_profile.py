@@ -64,7 +64,7 @@ VALUES = [
         None,
         b"h",
     ),
-    FailureExport(FailureCode.SERVER_CERTIFICATE, "why not", b"\x15\x03\x03\x00\x02\x02\x2a", 42),
+    FailureExport(FailureCode.SERVER_CERTIFICATE, "why not", b"\x15\x03\x03\x00\x02\x02\x2a", 42, 40),
     FailureExport(FailureCode.OTHER, "ü"),
     TicketAnswer(b"handle", TLS_1_3, 7200, SERVER),
     ProfileData(b"web01", (b"\x30\x01\x00", b"\x30\x00"), (b"\x30\x81\x80" + bytes(128),)),
