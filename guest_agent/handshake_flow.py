@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from guest_agent.broker_client import (
     FREE,
@@ -112,7 +113,7 @@ class _Flow:
                 task.result()
             return connecting.result(), starting.result()
         except BaseException:
-            await _undo(connecting, starting)
+            _undo(connecting, starting)
             raise
 
     async def _connect(self) -> RecordSocket:
@@ -171,12 +172,22 @@ class _Flow:
         return max(self._deadline - time.monotonic(), 0.0)
 
 
-async def _undo(connecting: asyncio.Task[RecordSocket], starting: asyncio.Task[Flight]) -> None:
+def _undo(connecting: asyncio.Task[RecordSocket], starting: asyncio.Task[Flight]) -> None:
+    """Without waiting: whoever cancels us may do so twice."""
+    connecting.add_done_callback(_drop_connection)
+    starting.add_done_callback(_drop)
     for task in (connecting, starting):
         task.cancel()
-    connected, _ = await asyncio.gather(connecting, starting, return_exceptions=True)
-    if isinstance(connected, RecordSocket):
-        connected.abort()
+
+
+def _drop_connection(connecting: asyncio.Task[RecordSocket]) -> None:
+    if _drop(connecting):
+        connecting.result().abort()
+
+
+def _drop(task: asyncio.Task[Any]) -> bool:
+    """True when there is a result after all; an error that nobody wants any more is taken note of."""
+    return not task.cancelled() and task.exception() is None
 
 
 def _step_name(step: Flight | HandshakeResult) -> str:

@@ -65,7 +65,14 @@ class Sessions:
         stream = self.find(user, session_id)
         if await_ticket:
             await stream.ticket_kept(_TICKET_WAIT)
-        self._forget(user, session_id)
+        self.discard(user, session_id)
+
+    def discard(self, user: LocalUser, session_id: str) -> None:
+        """Close a session if it is still open."""
+        stream = self._streams.pop((user, session_id), None)
+        if stream is not None:
+            stream.close()
+            self._give_place_back(user)
 
     @contextmanager
     def borrowed(self, user: LocalUser, session_id: str) -> Iterator[TlsStream]:
@@ -74,14 +81,14 @@ class Sessions:
         try:
             yield stream
         finally:
-            self._forget(user, session_id)
+            self.discard(user, session_id)
 
     def close_idle(self) -> int:
         """Close what nobody has used for longer than the idle timeout; how many that were."""
         oldest = asyncio.get_running_loop().time() - self._config.sessions.idle_timeout
         idle = [key for key, stream in self._streams.items() if stream.last_used < oldest]
         for user, session_id in idle:
-            self._forget(user, session_id)
+            self.discard(user, session_id)
         return len(idle)
 
     async def reconfigure(self, config: AgentConfig) -> None:
@@ -108,7 +115,7 @@ class Sessions:
     async def end(self) -> None:
         """Close every session and the link to the broker."""
         for user, session_id in list(self._streams):
-            self._forget(user, session_id)
+            self.discard(user, session_id)
         await self._tickets.close()
         await self._broker.close()
 
@@ -120,12 +127,6 @@ class Sessions:
         limit = settings.handshake_timeout
         seconds = limit if timeout is None else min(timeout, limit)
         return await TlsStream.connect(target, self._broker, self._tickets, settings, seconds)
-
-    def _forget(self, user: LocalUser, session_id: str) -> None:
-        stream = self._streams.pop((user, session_id), None)
-        if stream is not None:
-            stream.close()
-            self._give_place_back(user)
 
     def _take_place(self, user: LocalUser) -> None:
         limits = self._config.applications

@@ -13,7 +13,7 @@ from guest_agent.handshake_flow import Target, TimelineStep
 from guest_agent.peers import LocalUser
 from guest_agent.sessions import Sessions
 from guest_agent.tls_stream import TlsStream
-from vmtoken.errors import InvalidRequest, VmTokenError
+from vmtoken.errors import DeadlineExceeded, InvalidRequest, VmTokenError
 from vmtoken.rpc.convert import assurance_to_pb, version_from_pb, version_to_pb
 from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.v1 import tls_service_pb2 as pb
@@ -24,6 +24,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_DATA: Final = 262_144
 """Octets of data in one message (tls_service.proto)."""
+
+_DELIVERY = 0.02
+"""Seconds that an answer may take to its caller; with less than that to the deadline it is not sent."""
 
 _DEFAULT_READ = 65_536
 _MAX_ALPN = 32
@@ -47,7 +50,30 @@ class TlsService(TlsServiceServicer):
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Open a session."""
         session_id, stream = await self._sessions.open(self._caller, _target(request), _patience(context))
+        try:
+            await self._still_wanted(context)
+        except BaseException:
+            self._sessions.discard(self._caller, session_id)
+            raise
+        self._watch_delivery(context, session_id)
         return pb.ConnectResponse(session=_info(session_id, stream))
+
+    async def _still_wanted(self, context: Context) -> None:
+        """A session that nobody hears of would stay open: look whether the caller is still there."""
+        for _ in range(2):
+            await asyncio.sleep(0)  # where a cancellation that has arrived meets us
+        left = context.time_remaining()
+        if left is not None and left < _DELIVERY:
+            raise DeadlineExceeded("The session was open too late for its answer to arrive in time.")
+
+    def _watch_delivery(self, context: Context, session_id: str) -> None:
+        """Close the session if the deadline passes while its answer is on the way."""
+
+        def ended(context: Context) -> None:
+            if context.time_remaining() == 0:
+                self._sessions.discard(self._caller, session_id)
+
+        context.add_done_callback(ended)  # type: ignore[arg-type]  # the stub takes the protocol for a class
 
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
         """Wait for data from the server."""
