@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cards import Card
-from tests.support.memory import PythonServer, python_context
+from tests.support.memory import PyOpenSslServer, PythonServer, pyopenssl_context, python_context
 from tests.support.pki import (
     DAY,
     NOW,
@@ -357,13 +357,10 @@ def test_token_may_be_closed_twice(card: Card) -> None:
 
 def test_server_that_cannot_use_our_certificate_is_told_so(token: HandshakeToken, tmp_path: Path) -> None:
     """It names a CA that did not issue it."""
-    files = server_identity().write(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.chain, files.key)
-    context.verify_mode = ssl.CERT_REQUIRED
     stranger = Authority.self_signed("somebody else").issue().write(tmp_path, "stranger")
-    context.load_verify_locations(stranger.anchors)
-    server = PythonServer(context)
+    context = pyopenssl_context(tmp_path)
+    context.load_client_ca(str(stranger.anchors).encode())
+    server = PyOpenSslServer(context)
     records = server.receive(token.start(start(), lambda _: None).client_flight)
     with pytest.raises(HandshakeFailed) as caught:
         token.process(records)
