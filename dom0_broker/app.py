@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import resource
 import signal
@@ -38,6 +39,9 @@ log = logging.getLogger(__name__)
 
 Backends = Callable[[str, BackendSettings], TokenBackend]
 """The backend of a URI scheme; those of the registry, if nothing else is said."""
+
+_PR_SET_DUMPABLE: Final = 4
+"""prctl(2)."""
 
 _HOUSEKEEPING: Final = 1.0
 """Seconds between two looks at what can wait: notes, the audit log's fsync, the health of tokens."""
@@ -202,6 +206,9 @@ async def run(app: App) -> None:
 def forbid_core_dumps() -> None:
     """Keys and PINs in memory must not reach a disk."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(
+        _PR_SET_DUMPABLE, 0, 0, 0, 0
+    )  # a core_pattern with a pipe ignores the limit, core(5)
 
 
 async def _reload(app: App) -> None:

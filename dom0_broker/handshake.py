@@ -375,8 +375,10 @@ class _Run:
             try:
                 self._desk.policy().evaluate(request, resumption.server)
                 return resumption
-            except PolicyDenied:
+            except PolicyDenied as denied:
                 sessions.drop(vm.uuid, self._purpose, resumption.handle)
+                rule = {"rule": denied.metadata["rule"]}
+                self._desk.notes.add("resumption-denied", {**self._facts.fields(), **rule})
         return None
 
     def _check(self, result: HandshakeResult) -> None:
