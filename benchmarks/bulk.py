@@ -12,18 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from benchmarks.bench import TOKEN, Bench
-from benchmarks.engine import SUITES, ssl_server
+from benchmarks.engine import ssl_server
 from benchmarks.local import LocalSession, client_context
+from benchmarks.pipes import SECRETS, our_end, our_pipe, ssl_pipe, ssl_pipe_context
 from benchmarks.rows import Row, in_turns, median
 from tests.support.conversations import Stream
-from tests.support.engine_client import client_config, open_session
 from tests.support.pki import SERVER_NAME, client_identity, server_identity
 from tests.support.stack_client import StackClient
-from vmtoken.secret import SecretBytes
-from vmtoken.tls.codes import CipherSuite, ProtocolVersion
 from vmtoken.tls.delegated import DelegatedConnection
 from vmtoken.tls.events import DataReceived
-from vmtoken.tls.key_block import KeyBlock
 from vmtoken.v1 import tls_service_pb2 as pb
 
 RECORD_GOAL, TUNNEL_GOAL = ">= 1.5", ">= 0.8"
@@ -38,43 +35,34 @@ UNIT = "MB/s"
 
 def rows(bench: Bench) -> Iterator[Row]:
     """TLS 1.3 with AES-256-GCM everywhere: what `ssl` ends up with."""
+    yield _over_tcp(bench)
     yield _in_memory(bench)
     size = bench.rounds(256, 64) << 20
     path = bench.servers["1.3"].child.log_path.parent / "bulk/large"
     path.write_bytes(bytes(size))
-    yield from _over_tcp(bench, size)
     yield from _tunnel(bench, size)
     path.unlink()
 
 
-# In memory --------------------------------------------------------------------------------------------
+# The record layer -------------------------------------------------------------------------------------
+
+
+def _over_tcp(bench: Bench) -> Row:
+    """One process sends to another."""
+    size = bench.rounds(256, 64) << 20
+    files = server_identity().write(bench.directory, "pipe-server")
+    theirs = functools.partial(ssl_pipe, ssl_pipe_context(bench.directory), files.chain, files.key, size)
+    costs = in_turns([functools.partial(our_pipe, size), theirs], bench.rounds(9, 3), warm_up=1)
+    return _row("record layer in process, over TCP", costs, RECORD_GOAL)
 
 
 def _in_memory(bench: Bench) -> Row:
     """Encrypt and decrypt, no socket."""
     size = bench.rounds(128, 32) << 20
-    ours = functools.partial(_our_records, *_our_pair(), size)
+    ours = functools.partial(_our_records, our_end(*SECRETS), our_end(*reversed(SECRETS)), size)
     theirs = functools.partial(_ssl_records, *_ssl_pair(bench), size)
     costs = in_turns([ours, theirs], bench.rounds(9, 3), warm_up=1)
-    return _row("record layer in memory, sealed and opened", costs, RECORD_GOAL)
-
-
-def _our_pair() -> tuple[DelegatedConnection, DelegatedConnection]:
-    """Two ends: what one sends with, the other receives with."""
-    secrets = bytes(range(48)), bytes(range(48, 96))
-    return _our_end(*secrets), _our_end(*reversed(secrets))
-
-
-def _our_end(client_secret: bytes, server_secret: bytes) -> DelegatedConnection:
-    key_block = KeyBlock(
-        version=ProtocolVersion.TLS_1_3,
-        cipher_suite=CipherSuite.TLS_AES_256_GCM_SHA384,
-        client_secret=SecretBytes(client_secret),
-        server_secret=SecretBytes(server_secret),
-        client_sequence=0,
-        server_sequence=0,
-    )
-    return DelegatedConnection(key_block)
+    return _row("record layer in memory, sealed and opened", costs, "")
 
 
 def _our_records(sender: DelegatedConnection, receiver: DelegatedConnection, size: int) -> float:
@@ -115,7 +103,7 @@ def _ssl_records(
     return size / (time.perf_counter() - started) / 1e6
 
 
-# Over TCP ---------------------------------------------------------------------------------------------
+# A tunnel --------------------------------------------------------------------------------------------
 
 
 class BulkStream(Stream, Protocol):
@@ -124,26 +112,16 @@ class BulkStream(Stream, Protocol):
     def close(self) -> None: ...
 
 
-def _over_tcp(bench: Bench, size: int) -> Iterator[Row]:
-    yield from _transfers(bench, size, _our_session, "record layer over TCP", "")
-
-
 def _tunnel(bench: Bench, size: int) -> Iterator[Row]:
-    with StackClient.of(bench.stack) as application:
-        connect = functools.partial(TunnelStream, application)
-        yield from _transfers(bench, size, connect, "tunnel through the agent", TUNNEL_GOAL)
-
-
-def _transfers(
-    bench: Bench, size: int, connect: Callable[[int], BulkStream], name: str, goal: str
-) -> Iterator[Row]:
     """A file from nginx and one to it, beside Python's `ssl`."""
     context = client_context(client_identity(), bench.directory)
     port = bench.servers["1.3"].port
-    local = functools.partial(LocalSession, context)
-    for direction, transfer in (("download", _download), ("upload", _upload)):
-        actions = [functools.partial(_measure, each, port, transfer, size) for each in (connect, local)]
-        yield _row(f"{name}, {direction}", in_turns(actions, bench.rounds(5, 2), warm_up=1), goal)
+    with StackClient.of(bench.stack) as application:
+        connects = (functools.partial(TunnelStream, application), functools.partial(LocalSession, context))
+        for direction, transfer in (("download", _download), ("upload", _upload)):
+            actions = [functools.partial(_measure, connect, port, transfer, size) for connect in connects]
+            costs = in_turns(actions, bench.rounds(5, 2), warm_up=1)
+            yield _row(f"tunnel through the agent, {direction}", costs, TUNNEL_GOAL)
 
 
 def _measure(
@@ -175,12 +153,6 @@ def _upload(stream: BulkStream, size: int) -> None:
         stream.send(chunk)
     answer = stream.receive()
     assert answer.startswith(b"HTTP/1.1 20"), answer
-
-
-def _our_session(port: int) -> BulkStream:
-    """The engine over a blocking socket: no agent, no broker."""
-    client = client_identity()
-    return open_session(port, client_config(SERVER_NAME, client, cipher_suites=(SUITES["1.3"],)), client)
 
 
 class TunnelStream:

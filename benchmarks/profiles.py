@@ -6,8 +6,7 @@ import cProfile
 import functools
 import io
 import pstats
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.bench import TOKEN, Bench
 from benchmarks.engine import our_client, ssl_server
@@ -15,6 +14,7 @@ from benchmarks.rows import median
 from tests.support.pki import SERVER_NAME, client_identity, server_identity
 from tests.support.stack_client import StackClient
 from vmtoken.tls.codes import NamedGroup
+from vmtoken.v1 import tls_service_pb2 as pb
 
 SHOWN = 25
 """Functions: the rest is noise."""
@@ -40,19 +40,27 @@ def _engine(bench: Bench) -> str:
 
 
 def _steps(bench: Bench) -> str:
-    """Medians over full handshakes; the clock starts when the request is in the agent."""
-    at: dict[str, list[float]] = defaultdict(list)
-    with StackClient.of(bench.stack) as application:
-        for _ in range(bench.rounds(100, 20)):
-            session = application.connect_to(
-                bench.servers["1.3"].port, token=TOKEN, server_name=SERVER_NAME, no_resumption=True
-            )
-            for number, step in enumerate(session.info.timeline):
-                cost = f"{step.apdus} APDUs of {step.apdu_octets} octets"
-                key = f"{number}. {step.name}: {step.sent} out, {step.received} in, {cost}"
-                at[key.split(":")[0] + " at"].append(step.at_microseconds)
-                at[key.split(":")[0] + " token"].append(step.token_microseconds)
-                at[key.split(":")[0] + " queue"].append(step.queue_microseconds)
-            session.close()
-    lines = [f"  {name:<32}{median(series):>10,.0f} us" for name, series in at.items()]
+    """Medians over full handshakes; the clock of the timeline starts when the request is in the agent."""
+    timelines = _timelines(bench)
+    lines = [_step(steps) for steps in zip(*timelines, strict=True)]
     return "Full TLS 1.3 handshake through the stack:\n" + "\n".join(lines)
+
+
+def _step(steps: Sequence[pb.TimelineStep]) -> str:
+    one = steps[0]
+    at, queue, token = (
+        median(getattr(step, f"{what}_microseconds") for step in steps) for what in ("at", "queue", "token")
+    )
+    times = f"at {at:>6,.0f} us: {queue:>5,.0f} in the queue, {token:>5,.0f} in the token"
+    return f"  {one.name:<16} {times}; {one.apdus} APDUs, {one.sent} octets out, {one.received} in"
+
+
+def _timelines(bench: Bench) -> list[Sequence[pb.TimelineStep]]:
+    port = bench.servers["1.3"].port
+    timelines = []
+    with StackClient.of(bench.stack) as application:
+        for _ in range(bench.rounds(200, 40)):
+            session = application.connect_to(port, token=TOKEN, server_name=SERVER_NAME, no_resumption=True)
+            timelines.append(session.info.timeline)
+            session.close()
+    return timelines
