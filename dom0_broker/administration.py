@@ -27,7 +27,7 @@ from vmtoken.token import Assurance
 class LinkControl(Protocol):
     """What administration needs of the links."""
 
-    async def open_unix(self, vm: DomainIdentity) -> Path | None:
+    async def open_vm(self, vm: DomainIdentity) -> None:
         """Open the Unix socket of a VM."""
         ...
 
@@ -39,7 +39,7 @@ class LinkControl(Protocol):
         """End links that rest on an enrolment."""
         ...
 
-    def unix_path(self, vm: uuid.UUID) -> Path | None:
+    def socket(self, vm: DomainIdentity) -> Path | None:
         """The Unix socket of a VM."""
         ...
 
@@ -62,9 +62,9 @@ class VmAdministration:
         """The tokens of a VM: the name that it sees, the token's own."""
         return [(name, token.name) for name, token in self._desk.inventory.bindings(vm)]
 
-    def socket(self, vm: uuid.UUID) -> Path | None:
+    def socket(self, vm: DomainIdentity) -> Path | None:
         """The Unix socket of a VM."""
-        return self._links.unix_path(vm)
+        return self._links.socket(vm)
 
     def handshakes(self, vm: uuid.UUID) -> int:
         """How many a VM has open or waiting."""
@@ -82,7 +82,7 @@ class VmAdministration:
             self._desk.inventory.put_vm(record)
             await self._record("vm-added", record.identity)
             try:
-                await self._links.open_unix(record.identity)
+                await self._links.open_vm(record.identity)
             except OSError as error:
                 raise Conflict(f"VM '{name}' is known now, but its socket cannot be had: {error}.") from error
         return record

@@ -23,7 +23,7 @@ from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_addre
 from dom0_broker.elements import Elements
 from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
-from dom0_broker.inventory import Inventory
+from dom0_broker.inventory import Inventory, TokenState
 from dom0_broker.listeners import AdminLink, Links, make_runtime_directories
 from dom0_broker.personalisation import TokenAdministration
 from dom0_broker.policy import Policy, PolicyError, read_policy, read_policy_or_deny
@@ -78,6 +78,8 @@ class App:
         self.links = Links(self._broker, config)
         self._admin = AdminLink(self._admin_service(elements), config)
         self._housekeeping: asyncio.Task[None] | None = None
+        self._warm_up: asyncio.Future[list[TokenState]] | None = None
+        """Every card is opened at the start, so that the first handshake does not wait for that."""
 
     async def start(self) -> None:
         """Open all links. Raises `OSError` when a socket cannot be had."""
@@ -86,10 +88,11 @@ class App:
         make_runtime_directories(self.config)
         self._desk.audit.append("broker-started", {"rules": len(self._policy.rules)})
         for record in self._desk.inventory.vms():
-            await self.links.open_unix(record.identity)
+            await self.links.open_vm(record.identity)
         if self.config.tcp.listen:
             await self._open_tcp()
         await self._admin.open()
+        self._warm_up = asyncio.gather(*(token.state() for token in self._desk.inventory.tokens()))
         self._housekeeping = asyncio.create_task(self._keep_house())
 
     async def stop(self) -> None:
@@ -103,9 +106,10 @@ class App:
         await self.links.close()
         await self._admin.close()
         await self._desk.inventory.close()
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.wait([self._housekeeping])
+        for task in (self._warm_up, self._housekeeping):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
         self._desk.notes.flush(self._desk.audit)
         self._desk.audit.append("broker-stopped", {"drained": drained})
         self._desk.audit.close()

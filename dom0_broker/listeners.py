@@ -1,15 +1,14 @@
 """Links: where VMs come in, and the gRPC server of each VM.
 
-Every link knows its caller before a byte is read, and leads to the server of that VM. The Unix socket of a VM
-is that server's own: the path says who is calling. TCP comes in by the front door, which knows the
-enrolment certificate; a further kind of link is one more listener of transports before that door.
+Every link knows its caller before a byte is read. A Unix socket belongs to one VM, whose server listens
+on it. TCP comes through the front door, which knows the VM by its enrolment certificate and splices to
+the private socket of that VM's server; a further kind of link is one more such door.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import os
 import shutil
 import ssl
@@ -38,8 +37,6 @@ from vmtoken.v1 import (
     token_service_pb2_grpc,
 )
 
-log = logging.getLogger(__name__)
-
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 VmOfCertificate = Callable[[bytes], DomainIdentity | None]
@@ -48,12 +45,21 @@ VmOfCertificate = Callable[[bytes], DomainIdentity | None]
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """The private gRPC server of one VM."""
+    """The gRPC server of one VM."""
 
     server: grpc.aio.Server
     health: health.HealthServicer
     private: Path
-    """Where the front door leads to."""
+    """Where front doors lead."""
+
+    link: Path | None
+    """The VM's own Unix socket."""
+
+    async def stop(self) -> None:
+        await self.server.stop(grace=0.1)
+        for path in (self.private, self.link):
+            if path is not None:
+                path.unlink(missing_ok=True)  # names in a tmpfs
 
 
 class Links:
@@ -63,27 +69,13 @@ class Links:
         self._broker = broker
         self._config = config
         self._servers: dict[uuid.UUID, asyncio.Task[_Server]] = {}
-        self._unix: dict[uuid.UUID, Path] = {}
         self._tcp: asyncio.Server | None = None
         self._tcp_door: FrontDoor[DomainIdentity] | None = None
 
-    async def open_unix(self, vm: DomainIdentity) -> Path | None:
-        """Open the Unix socket of a VM; None when these links are off. Raises `OSError`."""
-        if not self._config.unix.enabled:
-            return None
-        path = self._config.link_socket(vm.name)
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        unix.remove_stale(path)
-        self._unix[vm.uuid] = path
-        try:
+    async def open_vm(self, vm: DomainIdentity) -> None:
+        """Open the Unix socket of a VM, unless these links are off. Raises `OSError`."""
+        if self._config.unix.enabled:
             await self._server_of(vm)
-        except Unwelcome as error:
-            raise OSError(str(error)) from error
-        group = self._config.unix.group
-        if group:
-            shutil.chown(path, group=group)
-            path.chmod(0o660)
-        return path
 
     async def open_tcp(self, context: ssl.SSLContext, vm_of_certificate: VmOfCertificate) -> str:
         """Listen for mutual TLS; the address as HOST:PORT. Raises `OSError`."""
@@ -95,7 +87,7 @@ class Links:
                 raise Unwelcome(f"no VM is enrolled with certificate {fingerprint.hex()}")
             return vm
 
-        self._tcp_door = FrontDoor(identify, self._server_of)
+        self._tcp_door = FrontDoor(identify, self._private_socket_of)
         host, port = split_address(self._config.tcp.listen)
         self._tcp = await tcp.listen(host, port, context, self._tcp_door.protocol)
         return self.tcp_address
@@ -108,9 +100,9 @@ class Links:
         host, port = self._tcp.sockets[0].getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def unix_path(self, vm: uuid.UUID) -> Path | None:
-        """The Unix socket of a VM, None when it has none."""
-        return self._unix.get(vm)
+    def socket(self, vm: DomainIdentity) -> Path | None:
+        """The Unix socket of a VM, None when these links are off."""
+        return self._config.link_socket(vm.name) if self._config.unix.enabled else None
 
     def turn_out(self, vm: DomainIdentity) -> None:
         """End the VM's TCP links: its certificate is not the one pinned any more."""
@@ -122,47 +114,48 @@ class Links:
         self.turn_out(vm)
         starting = self._servers.pop(vm.uuid, None)
         if starting is not None:
-            await self._stop(await starting)
-        path = self._unix.pop(vm.uuid, None)
-        if path is not None:
-            path.unlink(missing_ok=True)  # a name in a tmpfs
+            await (await starting).stop()
 
     async def stop_accepting(self) -> None:
-        """Take no more connections over TCP, and say NOT_SERVING to those that there are."""
+        """Take no more connections from the network, and say NOT_SERVING to everybody."""
         if self._tcp is not None:
             self._tcp.close()
-        for starting in self._servers.values():
-            server = await starting
+        for server in await self._started():
             await server.health.enter_graceful_shutdown()
 
     async def close(self) -> None:
         """End all links and servers."""
-        servers = [await starting for starting in self._servers.values()]
-        await asyncio.gather(*map(self._stop, servers))
+        await asyncio.gather(*(server.stop() for server in await self._started()))
         self._servers.clear()
-        for path in self._unix.values():
-            path.unlink(missing_ok=True)  # a name in a tmpfs
         if self._tcp is not None and self._tcp_door is not None:
             self._tcp.close()
             await self._tcp_door.close()
 
-    async def _server_of(self, vm: DomainIdentity) -> Path:
-        """The private socket of the VM's gRPC server, which is started when it is first needed."""
+    async def _started(self) -> list[_Server]:
+        outcomes = await asyncio.gather(*self._servers.values(), return_exceptions=True)
+        return [outcome for outcome in outcomes if isinstance(outcome, _Server)]
+
+    async def _private_socket_of(self, vm: DomainIdentity) -> Path:
+        return (await self._server_of(vm)).private
+
+    async def _server_of(self, vm: DomainIdentity) -> _Server:
+        """The VM's gRPC server, started when it is first needed. Raises `OSError`."""
         starting = self._servers.get(vm.uuid)
         if starting is None:
             starting = asyncio.ensure_future(self._start(vm))
             self._servers[vm.uuid] = starting
         try:
-            return (await asyncio.shield(starting)).private
+            return await asyncio.shield(starting)
         except RuntimeError as error:  # what gRPC raises when it cannot bind
             self._servers.pop(vm.uuid, None)
-            raise Unwelcome(f"the server of this VM does not start: {error}") from error
+            raise OSError(f"the server of VM {vm} does not start: {error}") from error
 
     async def _start(self, vm: DomainIdentity) -> _Server:
-        path = self._config.private_dir / f"{vm.uuid.hex}.sock"
-        path.unlink(missing_ok=True)
-        links = [self._unix[vm.uuid]] if vm.uuid in self._unix else []
-        server = private_server(path, vm.name, max_streams=self._config.limits.vm_streams, links=links)
+        private = self._config.private_dir / f"{vm.uuid.hex}.sock"
+        server = private_server(private, vm.name, max_streams=self._config.limits.vm_streams)
+        link = self.socket(vm)
+        if link is not None:
+            _bind(server, link, self._config.unix.group)
         servicer = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._broker, vm), server)
@@ -170,11 +163,20 @@ class Links:
         serving = health_pb2.HealthCheckResponse.SERVING
         for name in ("", token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name):
             await servicer.set(name, serving)
-        return _Server(server, servicer, path)
+        return _Server(server, servicer, private, link)
 
-    async def _stop(self, server: _Server) -> None:
-        await server.server.stop(grace=0.1)
-        server.private.unlink(missing_ok=True)
+
+def _bind(server: grpc.aio.Server, path: Path, group: str) -> None:
+    """Listen on a socket that never, not for a moment, has wider permissions than it shall have."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    umask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    finally:
+        os.umask(umask)
+    if group:
+        shutil.chown(path, group=group)
+        path.chmod(0o660)
 
 
 class AdminLink:

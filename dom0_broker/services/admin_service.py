@@ -213,7 +213,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
     def _vm(self, record: VmRecord) -> pb.Vm:
         uuid = record.identity.uuid
-        path: Path | None = self._vms.socket(uuid)
+        path: Path | None = self._vms.socket(record.identity)
         bindings = [pb.Binding(name=name, token=token) for name, token in self._vms.bindings(uuid)]
         return pb.Vm(
             name=record.identity.name,

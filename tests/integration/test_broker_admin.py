@@ -195,7 +195,7 @@ async def test_health_says_how_the_broker_and_each_token_are(tmp_path: Path) -> 
             for service in ("", "token/web"):
                 answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
                 assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        path = app.links.unix_path(WEB01.uuid)
+        path = app.links.socket(WEB01)
         assert path is not None
         async with unix_channel(path) as channel:
             health = health_pb2_grpc.HealthStub(channel)

@@ -96,7 +96,7 @@ async def running(config: BrokerConfig, cards: Cards) -> AsyncIterator[App]:
 @contextlib.asynccontextmanager
 async def agent_of(app: App, vm: DomainIdentity) -> AsyncIterator[TokenServiceStub]:
     """What the VM's agent has: a stub over the VM's own socket."""
-    path = app.links.unix_path(vm.uuid)
+    path = app.links.socket(vm)
     assert path is not None
     async with unix_channel(path) as channel:
         yield TokenServiceStub(channel)
