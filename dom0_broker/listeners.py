@@ -37,6 +37,7 @@ from vmtoken.v1 import (
     token_service_pb2_grpc,
 )
 
+_TOKEN_SERVICE = token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 VmOfCertificate = Callable[[bytes], DomainIdentity | None]
@@ -146,37 +147,27 @@ class Links:
             self._servers[vm.uuid] = starting
         try:
             return await asyncio.shield(starting)
-        except RuntimeError as error:  # what gRPC raises when it cannot bind
+        except (RuntimeError, LookupError, OSError) as error:  # gRPC cannot bind; there is no such group
             self._servers.pop(vm.uuid, None)
             raise OSError(f"the server of VM {vm} does not start: {error}") from error
 
     async def _start(self, vm: DomainIdentity) -> _Server:
-        private = self._config.private_dir / f"{vm.uuid.hex}.sock"
-        server = private_server(private, vm.name, max_streams=self._config.limits.vm_streams)
-        link = self.socket(vm)
+        private, link = self._config.private_dir / f"{vm.uuid.hex}.sock", self.socket(vm)
         if link is not None:
-            _bind(server, link, self._config.unix.group)
+            link.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            unix.remove_stale(link)
+        links = [] if link is None else [link]
+        server = private_server(private, vm.name, max_streams=self._config.limits.vm_streams, links=links)
+        if link is not None and self._config.unix.group:
+            shutil.chown(link, group=self._config.unix.group)
+            link.chmod(0o660)
         servicer = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._broker, vm), server)
         await server.start()
-        serving = health_pb2.HealthCheckResponse.SERVING
-        for name in ("", token_service_pb2.DESCRIPTOR.services_by_name["TokenService"].full_name):
-            await servicer.set(name, serving)
+        for name in ("", _TOKEN_SERVICE):
+            await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
         return _Server(server, servicer, private, link)
-
-
-def _bind(server: grpc.aio.Server, path: Path, group: str) -> None:
-    """Listen on a socket that never, not for a moment, has wider permissions than it shall have."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    umask = os.umask(0o177)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    finally:
-        os.umask(umask)
-    if group:
-        shutil.chown(path, group=group)
-        path.chmod(0o660)
 
 
 class AdminLink:
