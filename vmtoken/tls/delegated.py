@@ -201,29 +201,26 @@ class DelegatedConnection:
 
     def _take_records(self, data: Octets) -> None:
         for record in self._reader.records(data):
-            self._take_record(record)
-            if self._peer_closed:
-                return
+            content_type, content = self._receiving.protection.unprotect(record)
+            if content_type == _APPLICATION_DATA and content and self._reassembler.is_empty:
+                self._pieces.append(content)
+            else:
+                self._join_pieces()
+                self._take_content(content_type, content)
+                if self._peer_closed:
+                    return
 
-    def _take_record(self, record: memoryview) -> None:
-        content_type, content = self._receiving.protection.unprotect(record)
+    def _take_content(self, content_type: int, content: memoryview) -> None:
         if content_type == ContentType.HANDSHAKE:
             self._take_handshake(content)
         elif not self._reassembler.is_empty:
             raise UnexpectedMessage("another record in the middle of a handshake message")
         elif content_type == ContentType.APPLICATION_DATA:
-            self._take_application_data(content)
+            self._guard.empty_record()
         elif content_type == ContentType.ALERT:
             self._take_alert(Alert.decode(content))
         else:
             raise UnexpectedMessage("change_cipher_spec after the handshake")
-
-    def _take_application_data(self, content: memoryview) -> None:
-        if content:
-            self._guard.progress()
-            self._pieces.append(content)
-        else:
-            self._guard.empty_record()
 
     def _take_alert(self, alert: Alert) -> None:
         """RFC 8446 section 6: but for closure alerts, an alert of TLS 1.3 is fatal whatever its level."""
@@ -243,7 +240,6 @@ class DelegatedConnection:
             message = decode_message(encoded, self._version)
             match message:
                 case NewSessionTicket13():
-                    self._join_pieces()
                     self._events.append(TicketReceived(encoded))
                 case KeyUpdate():
                     self._take_key_update(message)
@@ -270,6 +266,7 @@ class DelegatedConnection:
     def _join_pieces(self) -> None:
         """All the data of one `receive_data` is one event, unless something comes in between."""
         if self._pieces:
+            self._guard.progress()
             self._events.append(DataReceived(b"".join(self._pieces)))
             self._pieces.clear()
 
@@ -304,6 +301,9 @@ class _Direction:
         """Forget the secret; there will be no next key."""
         self._secret.wipe()
 
+
+_APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
+"""A plain integer, for the one comparison that every record of data meets."""
 
 _NEED_DATA = NeedData()
 _CLOSED = Closed()
