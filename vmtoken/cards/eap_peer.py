@@ -6,14 +6,21 @@ Works with plain cards of the draft as well, as far as they speak the server's T
 from __future__ import annotations
 
 from vmtoken.cards import commands
-from vmtoken.cards.profile import PinReference, StartParameters
+from vmtoken.cards.profile import Export, FailureExport, PinReference, StartParameters
 from vmtoken.cards.session import CardSession, card_errors
 from vmtoken.eap.eap_tls import EapTlsMessage
 from vmtoken.eap.packet import EapCode, EapPacket, EapType
-from vmtoken.errors import TlsHandshakeFailed, VmTokenError
+from vmtoken.errors import TlsHandshakeFailed, TokenNotReady, VmTokenError
 from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
+
+
+_REFUSALS = (
+    StatusWord.SILENTLY_DISCARDED,
+    StatusWord.AUTHENTICATION_FAILED,
+    StatusWord.CONDITIONS_NOT_SATISFIED,
+)
 
 
 class EapPeer:
@@ -46,22 +53,20 @@ class EapPeer:
     def respond(self, request: bytes) -> bytes | None:
         """The answer to a packet from the server; None when it calls for none.
 
-        Raises `TlsHandshakeFailed` when the card says that the authentication failed, `DecodeError` for
-        octets that are no EAP packet.
+        Raises `TlsHandshakeFailed` when the authentication failed, `TokenNotReady` when the card is not
+        personalised, `DecodeError` for octets that are no EAP packet.
         """
         packet = EapPacket.decode(request)
-        behind = self._parameters.encode() if _is_start(packet) else b""
+        is_start = _is_start(packet)
+        behind = self._parameters.encode() if is_start else b""
         with card_errors():
             try:
                 return commands.process_eap(self._card.channel, request + behind) or None
             except StatusWordError as error:
-                if error.status == StatusWord.SILENTLY_DISCARDED:
-                    return None
-                if error.status == StatusWord.AUTHENTICATION_FAILED:
-                    raise TlsHandshakeFailed(
-                        "the EAP server ended the authentication with a failure"
-                    ) from error
-                raise
+                if error.status not in _REFUSALS:
+                    raise
+                self._explain(packet, error, is_start=is_start)
+        return None
 
     def session_key(self) -> SecretBytes:
         """The MSK, 64 octets, once the method is complete."""
@@ -71,6 +76,17 @@ class EapPeer:
     def close(self) -> None:
         """Give the card back."""
         self._card.close()
+
+    def _explain(self, packet: EapPacket, error: StatusWordError, *, is_start: bool) -> None:
+        """A refused failure ends the method, a refused Start means that the card lacks something.
+
+        Anything else was discarded, as RFC 3748 demands.
+        """
+        if packet.code is EapCode.FAILURE or error.status == StatusWord.AUTHENTICATION_FAILED:
+            raise TlsHandshakeFailed("the EAP server ended the authentication with a failure") from error
+        if is_start and self._card.fci is not None:
+            octets = commands.exported_parameter(self._card.channel, Export.FAILURE)
+            raise TokenNotReady(FailureExport.decode(octets).message) from error
 
 
 def _is_start(packet: EapPacket) -> bool:

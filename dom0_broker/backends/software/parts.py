@@ -29,6 +29,8 @@ class IncomingParts:
 
     def add(self, command: CommandApdu) -> CommandApdu | None:
         """The whole command, or None while parts are missing. Another command in between drops the parts."""
+        if not self._parts and not command.p1 & _MORE:
+            return command
         limit = _MAX_COMMAND.get(command.ins) if command.cla == CLA else None
         if limit is None:
             self._clear()
@@ -36,8 +38,8 @@ class IncomingParts:
         header = bytes((command.cla, command.ins, command.p1 & ~_MORE, command.p2))
         if header != self._header:
             self._clear()
-        if not command.p1 & _MORE and not self._parts:
-            return command
+            if not command.p1 & _MORE:
+                return command
         self._collect(header, command.data, limit)
         if command.p1 & _MORE:
             return None

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from dom0_broker.backends.software.element import ElementOptions
 from tests.fakes.card import ScriptedCard
-from tests.support.cards import CardKind
+from tests.support.cards import NAME, PINS, CardKind
 from vmtoken.cards.eap_peer import EapPeer
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.cards.profile import AID, Fci, Features, StartParameters
-from vmtoken.errors import PinBlocked, PinMissing, PinRejected, TokenNotReady, TokenUnavailable, VmTokenError
+from vmtoken.errors import (
+    PinBlocked,
+    PinMissing,
+    PinRejected,
+    TlsHandshakeFailed,
+    TokenNotReady,
+    TokenUnavailable,
+    VmTokenError,
+)
 from vmtoken.iso7816.channel import ApduLimits
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import ProtocolVersion
@@ -197,3 +206,27 @@ class _Vanishing(ScriptedCard):
         if self._position == len(self._expected):
             raise TokenUnavailable("the card was removed")
         return super().transmit(command)
+
+
+@pytest.mark.parametrize("status", ["70 01", "69 85"])
+def test_peer_hears_of_the_failure(status: str) -> None:
+    peer = EapPeer(ScriptedCard(PLAIN + f"A0 80 00 00 04 04 15 00 04 00 > {status}"), PIN, StartParameters(0))
+    with pytest.raises(TlsHandshakeFailed):
+        peer.respond(bytes.fromhex("04 15 00 04"))
+
+
+@pytest.mark.parametrize("status", ["70 00", "69 85"])
+def test_packet_that_the_card_discards_has_no_answer(status: str) -> None:
+    script = PLAIN + f"A0 80 00 00 06 01 15 00 06 0D 00 00 > {status}"
+    peer = EapPeer(ScriptedCard(script), PIN, StartParameters(0))
+    assert peer.respond(bytes.fromhex("01 15 00 06 0D 00")) is None
+
+
+def test_peer_without_personalisation_says_so(tmp_path: Path) -> None:
+    backend = CardKind("bare").backend(tmp_path)
+    backend.create(NAME, PINS)
+    backend.open_issuer(NAME, PINS.operator).close()
+    peer = EapPeer(backend.connect(NAME), PINS.user, StartParameters(0, server_name="server.example"))
+    with pytest.raises(TokenNotReady, match="no certificate"):
+        peer.respond(bytes.fromhex("01 14 00 06 0D 20"))
+    peer.close()
