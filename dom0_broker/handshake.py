@@ -86,6 +86,7 @@ class Completed:
     session_id: bytes
     token: str
     assurance: Assurance
+    tickets_wanted: int
     cost: Cost
 
 
@@ -199,12 +200,12 @@ class Attempt:
 
     def _completed(self, run: _Run, records: bytes, result: HandshakeResult, cost: Cost) -> Completed:
         run.token.completed += 1
-        run.remember(result)
+        wanted = run.remember(result)
         self._note(run, "complete", result)
         self._finish()
         assurance = run.assurance
         assert assurance is not None, "the token was asked before its result counted"
-        return Completed(records, result, self._facts.session_id, run.token.name, assurance, cost)
+        return Completed(records, result, self._facts.session_id, run.token.name, assurance, wanted, cost)
 
     def _failed(
         self, run: _Run, error: VmTokenError, records: bytes = b"", outcome: str | None = None
@@ -345,19 +346,28 @@ class _Run:
         self._record("handshake-allowed", {"rule": grant.rule, "leaf_sha256": leaf, "assurance": assurance})
         self.server = server
 
-    def remember(self, result: HandshakeResult) -> None:
-        """In the event loop: the session may bring tickets later; one of TLS 1.2 is in the token already."""
-        vm = self._facts.vm.uuid
-        self._desk.sessions.begin(vm, self._facts.session_id, Session(self._purpose, result.session))
+    def remember(self, result: HandshakeResult) -> int:
+        """In the event loop: how many tickets the agent is to send; the token has one of TLS 1.2 already."""
+        vm, sessions = self._facts.vm.uuid, self._desk.sessions
+        wanted = sessions.wanted(vm, self._purpose)
+        if not wanted:
+            return 0
         if result.key_block.version is ProtocolVersion.TLS_1_2:
-            loop = asyncio.get_running_loop()
+            self._take_ticket(result.session)
+            return 0
+        session = Session(self._purpose, result.session, tickets_left=wanted)
+        sessions.begin(vm, self._facts.session_id, session)
+        return wanted
 
-            def take(card: HandshakeToken) -> None:
-                resumption = card.accept_ticket(result.session, b"")
-                if resumption is not None:
-                    loop.call_soon_threadsafe(self._desk.sessions.keep, vm, self._purpose, resumption)
+    def _take_ticket(self, token_session: bytes) -> None:
+        vm, loop = self._facts.vm.uuid, asyncio.get_running_loop()
 
-            self.token.worker.post(take)
+        def take(card: HandshakeToken) -> None:
+            resumption = card.accept_ticket(token_session, b"")
+            if resumption is not None:
+                loop.call_soon_threadsafe(self._desk.sessions.keep, vm, self._purpose, resumption)
+
+        self.token.worker.post(take)
 
     def drop_resumption(self) -> None:
         """In the event loop: do not try the same session again after a failure."""

@@ -19,8 +19,8 @@ from vmtoken.token import Assurance, Resumption
 LONGEST_LIFETIME = 24 * 3600
 """Seconds; RFC 8446 section 4.6.1 allows a week, but a revoked certificate should not live on for so long."""
 
-_TICKETS_A_SESSION = 8
-"""Servers send one to four; more from a hostile one would only cost card time."""
+ENOUGH_RESUMPTIONS = 4
+"""Kept for one purpose: so many connections at once can resume. More would only cost card time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Session:
     token_session: bytes
     """Names it inside the token."""
 
-    tickets_left: int = _TICKETS_A_SESSION
+    tickets_left: int = ENOUGH_RESUMPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,16 @@ class Sessions:
         """A session of this VM, None when it is not its own, forgotten, or has had its tickets."""
         session = self._vms[vm].sessions.get(session_id) if vm in self._vms else None
         return session if session is not None and session.tickets_left > 0 else None
+
+    def wanted(self, vm: uuid.UUID, purpose: Purpose) -> int:
+        """How many more resumable sessions for a purpose are worth having; old ones do not count."""
+        if vm not in self._vms:
+            return ENOUGH_RESUMPTIONS
+        now, fresh = self._clock.monotonic(), 0
+        for each in self._vms[vm].resumptions.values():
+            half_life = min(each.resumption.lifetime, LONGEST_LIFETIME) / 2
+            fresh += each.purpose == purpose and each.expires - now > half_life
+        return max(ENOUGH_RESUMPTIONS - fresh, 0)
 
     def keep(self, vm: uuid.UUID, purpose: Purpose, resumption: Resumption) -> None:
         """Keep a resumable session; the VM's oldest one is dropped when it has too many."""

@@ -112,6 +112,7 @@ class HandshakeResult:
     server_certificate: bytes
     group: str
     client_certificate_sent: bool
+    tickets_wanted: int
 
 
 class HandshakeRefused(Exception):
@@ -401,6 +402,7 @@ def _result(result: pb.HandshakeResult, cost: StepCost) -> HandshakeResult | Han
         server_certificate=result.server_certificate,
         group=result.group,
         client_certificate_sent=result.client_certificate_sent,
+        tickets_wanted=result.tickets_wanted,
     )
 
 

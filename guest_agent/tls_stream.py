@@ -28,9 +28,6 @@ from vmtoken.tls.errors import AlertReceived, TlsError
 from vmtoken.tls.events import Closed, DataReceived, NeedData, TicketReceived
 from vmtoken.token import Assurance
 
-MAX_TICKETS: Final = 16
-"""Tickets of one session that go back to the token; servers send one to four, some more on request."""
-
 _REFUSALS: Final = frozenset(
     {
         AlertDescription.HANDSHAKE_FAILURE,
@@ -80,7 +77,8 @@ class TlsStream:
         self._records = DelegatedConnection(opened.result.key_block)
         self._settings = settings
         self._tickets = tickets
-        self._tickets_left = MAX_TICKETS
+        self._tickets_left = opened.result.tickets_wanted
+        self._awaits_ticket = self._tickets_left > 0
         self._first_ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._plaintext: deque[bytes] = deque()
         self._buffered = 0
@@ -140,9 +138,12 @@ class TlsStream:
             await self._socket.drain()
 
     async def ticket_kept(self, timeout: float) -> None:
-        """Wait until a ticket of this session was given back, the session is over, or the time is."""
-        if self.facts.version is not ProtocolVersion.TLS_1_3:
-            return  # its ticket came inside the handshake
+        """Wait until the next session can resume: a ticket was given back, or the broker wants none.
+
+        Waits no longer than `timeout` seconds, and not beyond the end of the session.
+        """
+        if not self._awaits_ticket:
+            return
         ends = [self._first_ticket, self._socket.closed]
         await asyncio.wait(ends, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 

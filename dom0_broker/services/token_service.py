@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc.aio
 
+from dom0_broker.admission import Pace
 from dom0_broker.broker import Broker, HandshakeStream, TokenView
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.handshake import Completed, Cost, Failed, Flight, Outcome, StartRequest
@@ -22,12 +23,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class TokenService(token_service_pb2_grpc.TokenServiceServicer):
     """Converts, calls the broker, converts."""
 
-    def __init__(self, broker: Broker, caller: DomainIdentity) -> None:
+    def __init__(self, broker: Broker, caller: DomainIdentity, pace: Pace) -> None:
         self._broker = broker
         self._caller = caller
+        self._pace = pace
 
     async def ListTokens(self, request: pb.ListTokensRequest, context: Context) -> pb.ListTokensResponse:
         """The tokens of the calling VM."""
+        await self._pace.keep()
         views = await self._broker.tokens(self._caller)
         return pb.ListTokensResponse(tokens=map(_descriptor, views))
 
@@ -35,6 +38,7 @@ class TokenService(token_service_pb2_grpc.TokenServiceServicer):
         self, request: pb.GetCertificateChainRequest, context: Context
     ) -> pb.GetCertificateChainResponse:
         """The certificate chain of one of them."""
+        await self._pace.keep()
         chain = await self._broker.certificate_chain(self._caller, request.token)
         return pb.GetCertificateChainResponse(certificates=chain)
 
@@ -44,6 +48,7 @@ class TokenService(token_service_pb2_grpc.TokenServiceServicer):
         """Handshakes, one after another, until the agent ends the stream."""
         with self._broker.handshakes(self._caller) as stream:
             async for request in request_iterator:
+                await self._pace.keep()
                 if request.WhichOneof("step") == "abort":
                     stream.abort()
                 else:
@@ -101,6 +106,7 @@ def _result(completed: Completed) -> pb.HandshakeResult:
         server_certificate=result.server.leaf,
         group=result.group or "",
         client_certificate_sent=result.client_certificate_sent,
+        tickets_wanted=completed.tickets_wanted,
     )
     result.key_block.client_secret.wipe()
     result.key_block.server_secret.wipe()

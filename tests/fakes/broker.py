@@ -160,6 +160,7 @@ class _Stream:
             server_certificate=result.server.leaf,
             group=result.group or "",
             client_certificate_sent=result.client_certificate_sent,
+            tickets_wanted=4,
         )
 
     def end(self) -> None:

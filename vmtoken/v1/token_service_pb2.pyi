@@ -335,6 +335,7 @@ class HandshakeResult(_message.Message):
     SERVER_CERTIFICATE_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
     CLIENT_CERTIFICATE_SENT_FIELD_NUMBER: _builtins.int
+    TICKETS_WANTED_FIELD_NUMBER: _builtins.int
     records: _builtins.bytes
     """The last records to send to the server under the handshake; may be empty. Send them first."""
     session_id: _builtins.bytes
@@ -353,6 +354,8 @@ class HandshakeResult(_message.Message):
     """Key exchange group as in the IANA registry, such as X25519MLKEM768; empty when unknown."""
     client_certificate_sent: _builtins.bool
     """True when the server asked for a client certificate and got it."""
+    tickets_wanted: _builtins.int
+    """How many tickets of this session the broker takes back; it holds enough for this server otherwise."""
     @_builtins.property
     def key_block(self) -> _token_pb2.KeyBlock:
         """The keys of the session."""
@@ -370,10 +373,11 @@ class HandshakeResult(_message.Message):
         server_certificate: _builtins.bytes = ...,
         group: _builtins.str = ...,
         client_certificate_sent: _builtins.bool = ...,
+        tickets_wanted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key_block", b"key_block"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpn", b"alpn", "assurance", b"assurance", "client_certificate_sent", b"client_certificate_sent", "group", b"group", "key_block", b"key_block", "records", b"records", "resumed", b"resumed", "server_certificate", b"server_certificate", "session_id", b"session_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpn", b"alpn", "assurance", b"assurance", "client_certificate_sent", b"client_certificate_sent", "group", b"group", "key_block", b"key_block", "records", b"records", "resumed", b"resumed", "server_certificate", b"server_certificate", "session_id", b"session_id", "tickets_wanted", b"tickets_wanted", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

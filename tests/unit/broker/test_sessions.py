@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dom0_broker.sessions import LONGEST_LIFETIME, Purpose, Session, Sessions, Summary
+from dom0_broker.sessions import ENOUGH_RESUMPTIONS, LONGEST_LIFETIME, Purpose, Session, Sessions, Summary
 from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.token import Resumption, ServerIdentity
 
@@ -123,3 +123,15 @@ def test_history_is_bounded_newest_first_and_by_vm(sessions: Sessions, clock: Fi
     assert [each.vm for each in sessions.history(10)] == ["c", "b"]
     assert [each.vm for each in sessions.history(1)] == ["c"]
     assert [each.vm for each in sessions.history(10, A)] == ["b"]
+
+
+def test_no_more_sessions_are_wanted_than_can_be_of_use(clock: FixedClock) -> None:
+    sessions = Sessions(per_vm=16, clock=clock)
+    assert sessions.wanted(A, PURPOSE) == ENOUGH_RESUMPTIONS
+    for number in range(ENOUGH_RESUMPTIONS):
+        sessions.keep(A, PURPOSE, resumption(bytes([number])))
+    assert sessions.wanted(A, PURPOSE) == 0
+    next(sessions.candidates(A, PURPOSE))
+    assert sessions.wanted(A, PURPOSE) == 1
+    clock.seconds = 3600 / 2
+    assert sessions.wanted(A, PURPOSE) == ENOUGH_RESUMPTIONS
