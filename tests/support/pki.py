@@ -154,6 +154,10 @@ class Authority:
         return cls(key, _sign(builder, key, key))
 
     @property
+    def certificate_der(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
     def root(self) -> x509.Certificate:
         return self.issuers[-1].certificate if self.issuers else self.certificate
 

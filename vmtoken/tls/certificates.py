@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
@@ -266,7 +267,14 @@ def subject_of(server_name: str) -> verification.Subject:
     try:
         return x509.IPAddress(ipaddress.ip_address(server_name))
     except ValueError:
+        if len(server_name) > _MAX_DNS_NAME or not _DNS_NAME.fullmatch(server_name):
+            raise ValueError(f"{server_name!r} is neither a DNS name nor an IP address") from None
         return x509.DNSName(server_name)
+
+
+_MAX_DNS_NAME: Final = 253
+_DNS_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
+"""RFC 1035 section 2.3.1 with the underscore that names of services have; without the final dot (RFC 6066)."""
 
 
 def _may_sign_certificates(

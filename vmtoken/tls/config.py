@@ -155,14 +155,10 @@ class ClientConfig:
         usable = [suite for suite in suites if self.min_version <= suite.version <= self.max_version]
         if not usable:
             raise ValueError("no cipher suite is left for the versions allowed")
-        try:
-            subject = subject_of(self.server_name)
-        except ValueError as error:
-            raise ValueError(f"{self.server_name!r} is neither a DNS name nor an IP address") from error
         versions = sorted({suite.version for suite in usable}, reverse=True)
         object.__setattr__(self, "versions", tuple(versions))
         object.__setattr__(self, "usable_suites", tuple(suite.code for suite in usable))
-        object.__setattr__(self, "subject", subject)
+        object.__setattr__(self, "subject", subject_of(self.server_name))
 
     @property
     def offers_tls13(self) -> bool:
