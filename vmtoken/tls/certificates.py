@@ -274,7 +274,7 @@ def subject_of(server_name: str) -> verification.Subject:
 
 _MAX_DNS_NAME: Final = 253
 _DNS_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
-"""RFC 1035 section 2.3.1 with the underscore that names of services have; without the final dot (RFC 6066)."""
+"""RFC 1035 section 2.3.1 with the underscore of service names, and without a final dot (RFC 6066)."""
 
 
 def _may_sign_certificates(
