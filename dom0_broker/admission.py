@@ -142,5 +142,22 @@ class Quotas:
                 self.idle.set()
 
 
+class Pace:
+    """How fast one VM may ask: `rate` a second, and as many again in a burst; a faster one is slowed down."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._credit = rate
+        self._last = asyncio.get_running_loop().time()
+
+    async def keep(self) -> None:
+        """Wait until one more call or step is due; at once for everybody who does not flood us."""
+        now = asyncio.get_running_loop().time()
+        self._credit = min(self._rate, self._credit + (now - self._last) * self._rate) - 1
+        self._last = now
+        if self._credit < 0:
+            await asyncio.sleep(-self._credit / self._rate)
+
+
 def _shutting_down() -> ShuttingDown:
     return ShuttingDown("The broker is stopping and begins no more handshakes.", retry_after=5.0)

@@ -115,6 +115,10 @@ class App:
         self._desk.audit.close()
         self._store.close()
 
+    async def idle(self) -> None:
+        """Wait until no handshake is under way or waiting."""
+        await self._desk.quotas.idle.wait()
+
     def waiting(self, token: str) -> int:
         """How many handshakes wait for a token."""
         return self._desk.inventory.token(token).admission.waiting

@@ -79,6 +79,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vm_streams: Count = 512
     """Calls that one VM may have open; more wait in its own HTTP/2 connection."""
 
+    vm_rate: Count = 1000
+    """Calls and handshake steps a second that one VM gets; a faster one is slowed down."""
+
     vm_tickets: Count = 256
     """Resumable sessions kept for one VM."""
 

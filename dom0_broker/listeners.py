@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from dom0_broker.admission import Pace
 from dom0_broker.broker import Broker
 from dom0_broker.config import BrokerConfig, split_address
 from dom0_broker.domains import DomainIdentity
@@ -163,7 +164,8 @@ class Links:
             link.chmod(0o660)
         servicer = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        token_service_pb2_grpc.add_TokenServiceServicer_to_server(TokenService(self._broker, vm), server)
+        service = TokenService(self._broker, vm, Pace(self._config.limits.vm_rate))
+        token_service_pb2_grpc.add_TokenServiceServicer_to_server(service, server)
         await server.start()
         for name in ("", _TOKEN_SERVICE):
             await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)

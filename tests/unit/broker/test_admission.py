@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from dom0_broker.admission import Admission, Quotas
+from dom0_broker.admission import Admission, Pace, Quotas
 from vmtoken.clock import SystemClock
 from vmtoken.errors import QuotaExceeded, ShuttingDown, TokenBusy
 
@@ -134,6 +134,19 @@ async def test_closing_refuses_those_who_wait_and_those_who_come() -> None:
         await slot.acquire(B, in_an_hour())
     slot.release()
     assert not slot.busy
+
+
+async def test_pace_slows_down_only_whoever_is_too_fast() -> None:
+    loop = asyncio.get_running_loop()
+    pace, patient = Pace(200), Pace(200)
+    began = loop.time()
+    for _ in range(240):
+        await pace.keep()
+    assert loop.time() - began >= 0.19
+    began = loop.time()
+    for _ in range(200):
+        await patient.keep()
+    assert loop.time() - began < 0.15
 
 
 async def test_quota_counts_each_vm_by_itself() -> None:
