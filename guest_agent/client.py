@@ -68,17 +68,30 @@ class AgentClient:
         response = await self._answer(self._stub.Connect(request, timeout=timeout))
         return Session(self, response.session)
 
-    async def tunnel(self, request: pb.ConnectRequest) -> Tunnel:
-        """Open a session as a stream of data: for anything that moves more than a few messages."""
+    async def tunnel(self, request: pb.ConnectRequest, timeout: float | None = None) -> Tunnel:
+        """Open a session as a stream of data: for anything that moves more than a few messages.
+
+        `timeout` is for the handshake, in seconds; without one it is the agent's own.
+        """
+        if timeout is None:
+            return await self._tunnel(pb.TunnelRequest(connect=request))
+        session = await self.connect(request, timeout)
+        try:
+            return await self._tunnel(pb.TunnelRequest(session_id=session.info.session_id))
+        except BaseException:
+            await session.close()
+            raise
+
+    async def _tunnel(self, first: pb.TunnelRequest) -> Tunnel:
         call = self._stub.Tunnel()
         try:
-            await self._answer(call.write(pb.TunnelRequest(connect=request)))
-            first = await self._answer(call.read())
+            await self._answer(call.write(first))
+            answer = await self._answer(call.read())
         except BaseException:
             call.cancel()
             raise
-        assert isinstance(first, pb.TunnelResponse), "the agent answers before it ends the call"
-        return Tunnel(self, call, first.session)
+        assert isinstance(answer, pb.TunnelResponse), "the agent answers before it ends the call"
+        return Tunnel(self, call, answer.session)
 
     async def close(self) -> None:
         """Close the connection; sessions of `connect` go on until they are closed or idle."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable
 from typing import Final
 
-from vmtoken.errors import ServerUnreachable, TlsHandshakeFailed
+from guest_agent.dial import dial
+from vmtoken.errors import TlsHandshakeFailed
 
 MAX_RECORDS: Final = 65_536
 """Octets of records handed to the broker at once (token_service.proto)."""
@@ -155,9 +155,6 @@ class RecordSocket(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=0)  # so that drain means: in the hands of TCP
-        connection = transport.get_extra_info("socket")
-        if connection.family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to receive into."""
@@ -230,20 +227,14 @@ class RecordSocket(asyncio.BufferedProtocol):
 
 
 async def open_record_socket(host: str, port: int) -> RecordSocket:
-    """Connect TCP to the first address of `host` that answers (RFC 8305). Raises `ServerUnreachable`."""
-    loop = asyncio.get_running_loop()
+    """Connect TCP to a server. Raises `ServerUnreachable`."""
+    connection = await dial(host, port)
     try:
-        _, connection = await loop.create_connection(RecordSocket, host, port, happy_eyeballs_delay=0.25)
-    except socket.gaierror as error:
-        raise ServerUnreachable(
-            f"The name '{host}' does not resolve: {error.strerror}.", host=host, port=str(port)
-        ) from error
-    except OSError as error:
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise ServerUnreachable(
-            f"TCP to {host} port {port} failed: {why}.", host=host, port=str(port)
-        ) from error
-    return connection
+        _, opened = await asyncio.get_running_loop().create_connection(RecordSocket, sock=connection)
+    except BaseException:
+        connection.close()
+        raise
+    return opened
 
 
 def _discard(octets: memoryview) -> None:

@@ -12,7 +12,7 @@ from guest_agent.cli.standard_streams import StandardInput, write_output
 from guest_agent.cli.summary import as_json, as_text
 from guest_agent.cli.trace import handshake_messages
 from guest_agent.client import AgentClient, Tunnel
-from vmtoken.errors import DeadlineExceeded, VmTokenError
+from vmtoken.errors import VmTokenError
 from vmtoken.v1 import tls_service_pb2 as pb
 
 
@@ -36,7 +36,7 @@ async def connect(options: ConnectOptions) -> int:
     async with AgentClient(options.socket) as agent:
         if options.resume:
             await _open_and_close(agent, options)
-        tunnel = await _open_tunnel(agent, options)
+        tunnel = await agent.tunnel(options.request, options.timeout)
         _report(tunnel.info, options)
         await _converse(tunnel)
     if not options.quiet:
@@ -51,14 +51,6 @@ async def _open_and_close(agent: AgentClient, options: ConnectOptions) -> None:
     await session.close(await_ticket=True)
     if not options.quiet:
         print("drop connection and then reconnect", file=sys.stderr)
-
-
-async def _open_tunnel(agent: AgentClient, options: ConnectOptions) -> Tunnel:
-    try:
-        async with asyncio.timeout(options.timeout):
-            return await agent.tunnel(options.request)
-    except TimeoutError:
-        raise DeadlineExceeded(f"No session after {options.timeout:g} s.") from None
 
 
 def _report(info: pb.SessionInfo, options: ConnectOptions) -> None:

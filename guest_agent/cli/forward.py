@@ -16,12 +16,12 @@ from vmtoken.transport import unix
 from vmtoken.v1 import tls_service_pb2 as pb
 
 
-async def forward(socket: Path, listen: str, request: pb.ConnectRequest) -> int:
+async def forward(socket: Path, listen: str, request: pb.ConnectRequest, timeout: float) -> int:
     """Serve until SIGINT or SIGTERM. Raises `OSError` when the address cannot be had."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with AgentClient(socket) as agent, Forwarder(agent, request).listening(listen) as where:
+    async with AgentClient(socket) as agent, Forwarder(agent, request, timeout).listening(listen) as where:
         print(f"forwarding {where} to {request.host} port {request.port}", file=sys.stderr, flush=True)
         await stop.wait()
     return 0
@@ -30,8 +30,9 @@ async def forward(socket: Path, listen: str, request: pb.ConnectRequest) -> int:
 class Forwarder:
     """Leads plain connections to one server, each in a session of its own."""
 
-    def __init__(self, agent: AgentClient, request: pb.ConnectRequest) -> None:
+    def __init__(self, agent: AgentClient, request: pb.ConnectRequest, timeout: float) -> None:
         self._agent = agent
+        self._timeout = timeout
         self._request = request
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -78,7 +79,7 @@ class Forwarder:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tunnel = await self._agent.tunnel(self._request)
+        tunnel = await self._agent.tunnel(self._request, self._timeout)
         sending = asyncio.create_task(_send(reader, tunnel))
         try:
             while data := await tunnel.read():

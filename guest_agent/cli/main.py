@@ -173,4 +173,4 @@ async def _connect(options: argparse.Namespace) -> int:
 
 
 async def _forward(options: argparse.Namespace) -> int:
-    return await forward(options.socket, options.listen, _request(options))
+    return await forward(options.socket, options.listen, _request(options), options.timeout)

@@ -9,9 +9,7 @@ import os
 import socket
 import ssl
 import struct
-import tempfile
 import threading
-from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -20,12 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from guest_agent.client import Session
 from guest_agent.peers import LocalUser
 from tests.support.agent import quick, request, running_agent
-from tests.support.pki import Authority, server_identity
+from tests.support.pki import Authority
 from tests.support.tls_peer import (
     echo,
     raw_server,
     say_and_close,
     say_and_cut,
+    server_context,
     tls_server,
 )
 from vmtoken.errors import (
@@ -224,8 +223,9 @@ async def test_slow_server_stops_the_application() -> None:
 
 async def test_server_that_refuses_the_certificate_is_heard_after_the_handshake() -> None:
     """In TLS 1.3 the client is done before the server has looked at its certificate."""
+    stranger = Authority.self_signed("a stranger").certificate.public_bytes(Encoding.DER)
     async with running_agent() as agent:
-        with tls_server(echo, _distrusting_context()) as port:
+        with tls_server(echo, server_context(trusted=stranger)) as port:
             for use in (_read, _write_until_it_fails):
                 session = await agent.client.connect(request(port))
                 with pytest.raises(ClientCertificateRefused, match="refused the client certificate"):
@@ -409,18 +409,6 @@ async def test_health_and_tokens() -> None:
     async with running_agent() as agent:
         assert await agent.client.is_serving()
         assert [token.name for token in await agent.client.tokens()] == ["web01"]
-
-
-def _distrusting_context() -> ssl.SSLContext:
-    """Demands client certificates of an authority that ours does not come from."""
-    foreign = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.TemporaryDirectory() as directory:
-        files = server_identity().write(Path(directory))
-        foreign.load_cert_chain(files.chain, files.key)
-    stranger = Authority.self_signed("a stranger").certificate.public_bytes(Encoding.DER)
-    foreign.load_verify_locations(cadata=stranger)
-    foreign.verify_mode = ssl.CERT_REQUIRED
-    return foreign
 
 
 async def _read(session: Session) -> None:

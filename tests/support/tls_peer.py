@@ -19,15 +19,17 @@ _PATIENCE = 20.0
 """Seconds for one read or write on the server's side."""
 
 
-def server_context(identity: Identity | None = None, *, demand: bool = True) -> ssl.SSLContext:
-    """A server that demands a client certificate below the same root."""
+def server_context(identity: Identity | None = None, *, trusted: bytes | None = None) -> ssl.SSLContext:
+    """A server that demands a client certificate below the same root, or below the `trusted` one, DER."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
     with tempfile.TemporaryDirectory() as directory:
         files = (identity or server_identity()).write(Path(directory))
         context.load_cert_chain(files.chain, files.key)
-        context.load_verify_locations(files.anchors)
-    if demand:
-        context.verify_mode = ssl.CERT_REQUIRED
+        if trusted is None:
+            context.load_verify_locations(files.anchors)
+        else:
+            context.load_verify_locations(cadata=trusted)
     return context
 
 
