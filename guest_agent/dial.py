@@ -34,8 +34,9 @@ async def dial(host: str, port: int) -> socket.socket:
 
 async def _addresses(host: str, port: int) -> list[_Address]:
     """Families alternate, the resolver's favourite first (RFC 8305 section 4)."""
+    name = host.encode("ascii")  # octets keep Python's own IDNA away from it
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        infos = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         infos = await _resolve(host, port)
     families = dict.fromkeys(family for family, *_ in infos)
@@ -45,13 +46,12 @@ async def _addresses(host: str, port: int) -> list[_Address]:
 
 
 async def _resolve(host: str, port: int) -> list[tuple[Any, ...]]:
+    loop, name = asyncio.get_running_loop(), host.encode("ascii")
     try:
-        return list(await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    except (socket.gaierror, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no host name"
-        raise ServerUnreachable(
-            f"The name '{host}' does not resolve: {why}.", host=host, port=str(port)
-        ) from error
+        return list(await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM))
+    except socket.gaierror as error:
+        message = f"The name '{host}' does not resolve: {error.strerror}."
+        raise ServerUnreachable(message, host=host, port=str(port)) from error
 
 
 async def _first_to_connect(addresses: list[_Address]) -> socket.socket:
