@@ -58,7 +58,7 @@ def start(offer: Offer, suite: Suite, hello: ServerHello, transcript: Transcript
     hello.extensions.check_answers(offer.extension_types, Context.SERVER_HELLO_13)
     session = _accepted_session(offer, suite, hello)
     share, peer = _key_share(offer, hello)
-    early = EarlySecret(suite, session.secret.reveal() if session else None)
+    early = EarlySecret(suite, session.secret.reveal()) if session else EarlySecret.without_psk(suite)
     secret = early.handshake_secret(share.shared_secret(peer))
     digest = transcript.digest()
     client_secret = secret.client_traffic_secret(digest)

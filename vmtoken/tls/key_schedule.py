@@ -23,12 +23,19 @@ from vmtoken.tls.suites import NONCE_LENGTH, Suite
 class EarlySecret:
     """What a PSK gives; without one, the start of every full handshake."""
 
-    __slots__ = ("_secret", "_suite")
+    __slots__ = ("_salt", "_secret", "_suite")
 
     def __init__(self, suite: Suite, psk: bytes | None = None) -> None:
         self._suite = suite
         zeros = bytes(suite.hash_length)
         self._secret = _extract(suite, zeros, zeros if psk is None else psk)
+        self._salt: bytes | None = None
+
+    @staticmethod
+    @functools.cache
+    def without_psk(suite: Suite) -> EarlySecret:
+        """The start of every full handshake: a constant of the suite."""
+        return EarlySecret(suite)
 
     def binder(self, digest: bytes, *, external: bool = False) -> bytes:
         """PskBinderEntry over the truncated ClientHello (section 4.2.11.2), external or of a ticket."""
@@ -38,7 +45,9 @@ class EarlySecret:
 
     def handshake_secret(self, shared_secret: bytes) -> HandshakeSecret:
         """Mix in the result of the key exchange."""
-        return HandshakeSecret(self._suite, _next_stage(self._suite, self._secret, shared_secret))
+        if self._salt is None:
+            self._salt = _derived(self._suite, self._secret)
+        return HandshakeSecret(self._suite, _extract(self._suite, self._salt, shared_secret))
 
 
 class HandshakeSecret:
@@ -60,9 +69,8 @@ class HandshakeSecret:
 
     def master_secret(self) -> MasterSecret:
         """The last stage."""
-        return MasterSecret(
-            self._suite, _next_stage(self._suite, self._secret, bytes(self._suite.hash_length))
-        )
+        suite = self._suite
+        return MasterSecret(suite, _extract(suite, _derived(suite, self._secret), bytes(suite.hash_length)))
 
 
 class MasterSecret:
@@ -151,9 +159,9 @@ def _extract(suite: Suite, salt: bytes, key_material: bytes) -> bytes:
     return hmac.digest(salt, key_material, suite.hash_name)
 
 
-def _next_stage(suite: Suite, secret: bytes, key_material: bytes) -> bytes:
-    salt = derive_secret(suite, secret, b"derived", _empty_digest(suite.hash_name))
-    return _extract(suite, salt, key_material)
+def _derived(suite: Suite, secret: bytes) -> bytes:
+    """The salt that one stage gives to the next."""
+    return derive_secret(suite, secret, b"derived", _empty_digest(suite.hash_name))
 
 
 @functools.cache

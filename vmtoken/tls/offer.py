@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from vmtoken.codec import Writer
 from vmtoken.tls import key_exchange
 from vmtoken.tls.codes import (
     CipherSuite,
@@ -26,6 +28,7 @@ from vmtoken.tls.extensions import (
     OfferedPsks,
     PskIdentity,
     PskKeyExchangeModes,
+    RawExtension,
     RecordSizeLimit,
     RenegotiationInfo,
     ServerName,
@@ -124,49 +127,54 @@ class Offer:
 
     def _extensions(self) -> list[Extension]:
         config = self.config
-        extensions: list[Extension] = []
-        if config.sni is not None:
-            extensions.append(ServerName(config.sni))
-        if config.alpn:
-            extensions.append(Alpn(tuple(protocol.encode("ascii") for protocol in config.alpn)))
-        extensions += [
-            StatusRequest(),
-            SupportedGroups(config.groups if config.offers_tls13 else self.tls12_groups),
-            SignatureAlgorithms(DEFAULT_SCHEMES),
-            SignatureAlgorithmsCert(CERTIFICATE_SCHEMES),
-            RecordSizeLimit(self._record_size_limit()),
-        ]
+        groups = config.groups if config.offers_tls13 else self.tls12_groups
+        limit = config.receive_limit + config.offers_tls13  # TLS 1.3 counts the content type (RFC 8449)
+        extensions: list[Extension] = [*_fixed(config.sni, config.alpn, config.versions, groups, limit)]
         if ProtocolVersion.TLS_1_2 in config.versions:
-            extensions += self._tls12_extensions()
+            extensions.append(SessionTicket(self.tls12_session.ticket if self.tls12_session else b""))
         if config.offers_tls13:
-            extensions += self._tls13_extensions()
+            shares = tuple(KeyShareEntry(share.group, share.public) for share in self.shares)
+            extensions.append(KeyShareClientHello(shares))
+        if self.cookie is not None:
+            extensions.append(Cookie(self.cookie))
         if self.psk is not None:  # always the last one (RFC 8446 section 4.2.11)
             extensions.append(_offered_psk(self.psk, config))
         return extensions
 
-    def _tls12_extensions(self) -> list[Extension]:
-        ticket = self.tls12_session.ticket if self.tls12_session else b""
-        return [
-            ExtendedMasterSecret(),
-            EcPointFormats((EcPointFormat.UNCOMPRESSED,)),
-            RenegotiationInfo(),
-            SessionTicket(ticket),
-        ]
 
-    def _tls13_extensions(self) -> list[Extension]:
-        shares = tuple(KeyShareEntry(share.group, share.public) for share in self.shares)
-        extensions: list[Extension] = [
-            SupportedVersions(self.config.versions),
-            PskKeyExchangeModes((PskKeyExchangeMode.PSK_DHE_KE,)),
-            KeyShareClientHello(shares),
-        ]
-        if self.cookie is not None:
-            extensions.append(Cookie(self.cookie))
-        return extensions
+@functools.lru_cache(maxsize=64)
+def _fixed(
+    sni: str | None,
+    alpn: tuple[str, ...],
+    versions: tuple[ProtocolVersion, ...],
+    groups: tuple[NamedGroup, ...],
+    record_size_limit: int,
+) -> tuple[RawExtension, ...]:
+    """The extensions that say what we can do: the same for all handshakes with a server, so encoded once."""
+    extensions: list[Extension] = [
+        StatusRequest(),
+        SupportedGroups(groups),
+        SignatureAlgorithms(DEFAULT_SCHEMES),
+        SignatureAlgorithmsCert(CERTIFICATE_SCHEMES),
+        RecordSizeLimit(record_size_limit),
+    ]
+    if sni is not None:
+        extensions.append(ServerName(sni))
+    if alpn:
+        extensions.append(Alpn(tuple(protocol.encode("ascii") for protocol in alpn)))
+    if ProtocolVersion.TLS_1_2 in versions:
+        formats = EcPointFormats((EcPointFormat.UNCOMPRESSED,))
+        extensions += [ExtendedMasterSecret(), RenegotiationInfo(), formats]
+    if ProtocolVersion.TLS_1_3 in versions:
+        modes = PskKeyExchangeModes((PskKeyExchangeMode.PSK_DHE_KE,))
+        extensions += [SupportedVersions(versions), modes]
+    return tuple(_encoded(extension) for extension in extensions)
 
-    def _record_size_limit(self) -> int:
-        """In TLS 1.3 the octet of the content type counts (RFC 8449 section 4)."""
-        return self.config.receive_limit + self.config.offers_tls13
+
+def _encoded(extension: Extension) -> RawExtension:
+    writer = Writer()
+    extension.encode(writer)
+    return RawExtension(extension.extension_type, writer.getvalue())
 
 
 def _generate_shares(config: ClientConfig) -> tuple[KeyExchange, ...]:
