@@ -15,6 +15,9 @@ _MAX_FLIGHT = 1 << 17
 
 _START = EapTlsMessage(start=True)
 
+_COMPATIBILITY_CCS = bytes.fromhex("14 03 03 00 01 01")
+"""The change_cipher_spec of RFC 8446 appendix D.4."""
+
 
 class RecordExchange:
     """The EAP server's half of the conversation, without any authentication of its own."""
@@ -61,3 +64,11 @@ class RecordExchange:
         if answer.type != EapType.EAP_TLS:
             raise DecodeError(f"the card answers EAP-TLS with EAP type {answer.type}")
         return EapTlsMessage.decode(answer.data)
+
+
+def is_client_hello(flight: bytes) -> bool:
+    """Whether a flight is one whole ClientHello in clear, as it answers a HelloRetryRequest."""
+    record = flight.removeprefix(_COMPATIBILITY_CCS)
+    fragment_length, message_length = (int.from_bytes(record[start:end]) for start, end in ((3, 5), (6, 9)))
+    starts_so = record[:1] == b"\x16" and record[5:6] == b"\x01"
+    return starts_so and fragment_length == len(record) - 5 and message_length == fragment_length - 4
