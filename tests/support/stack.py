@@ -80,7 +80,7 @@ class Stack:
         stack = cls(home, **options)  # type: ignore[arg-type]
         try:
             stack.start_broker()
-            stack.personalise(kinds)
+            personalise(stack.admin_socket, kinds)
             if not without_agent:
                 stack.start_agent()
             yield stack
@@ -161,21 +161,21 @@ class Stack:
         """What the broker keeps."""
         return self.home / "state"
 
-    # Cards.
-
     @contextmanager
     def administration(self) -> Iterator[AdminServiceStub]:
         """The operator's service."""
         with sync_channel(self.admin_socket) as channel:
             yield AdminServiceStub(channel)
 
-    def personalise(self, kinds: Sequence[KeyKind], vm: str = VM) -> None:
-        """Make the VM known and give it a card of each kind, with a certificate for `web01`."""
-        with self.administration() as service:
-            service.AddVm(admin.AddVmRequest(name=vm))
-            for kind in kinds:
-                _make_card(service, kind)
-                service.Bind(admin.BindRequest(vm=vm, token=kind.value))
+
+def personalise(admin_socket: Path, kinds: Sequence[KeyKind], vm: str = VM) -> None:
+    """Make a VM known and give it a card of each kind, with a certificate for `web01`."""
+    with sync_channel(admin_socket) as channel:
+        service = AdminServiceStub(channel)
+        service.AddVm(admin.AddVmRequest(name=vm))
+        for kind in kinds:
+            _make_card(service, kind)
+            service.Bind(admin.BindRequest(vm=vm, token=kind.value))
 
 
 def _make_card(service: AdminServiceStub, kind: KeyKind) -> None:
