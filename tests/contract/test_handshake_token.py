@@ -24,6 +24,7 @@ from tests.support.pki import (
 from vmtoken.errors import (
     ClientCertificateRefused,
     ClientCertificateUnusable,
+    InvalidRequest,
     PolicyDenied,
     ServerCertificateInvalid,
     TlsHandshakeFailed,
@@ -377,3 +378,26 @@ def test_server_that_refuses_our_certificate_in_the_handshake(token: HandshakeTo
         token.process(bytes.fromhex("15 03 03 00 02 02 2D"))
     assert isinstance(caught.value.error, ClientCertificateRefused)
     assert caught.value.error.metadata == {"alert_received": "CERTIFICATE_EXPIRED"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"server_name": "no..name"},
+        {"server_name": "sü.example"},
+        {"server_name": "x" * 300},
+        {"server_name": ""},
+        {"alpn": ("x" * 256,)},
+        {"alpn": ("",)},
+        {"alpn": ("hé",)},
+        {"min_version": ProtocolVersion.TLS_1_3, "max_version": ProtocolVersion.TLS_1_2},
+    ],
+    ids=str,
+)
+def test_senseless_start_is_the_mistake_of_who_asked(
+    token: HandshakeToken, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(HandshakeFailed) as caught:
+        token.start(start(**changes), lambda _: None)
+    assert isinstance(caught.value.error, InvalidRequest)
+    connect(token, python_context(tmp_path))

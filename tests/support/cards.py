@@ -47,6 +47,7 @@ class Card:
     """One personalised card."""
 
     backend: SoftwareBackend
+    pins: Pins = PINS
 
     def connect(self) -> CardConnection:
         return self.backend.connect(NAME)

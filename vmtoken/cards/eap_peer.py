@@ -15,7 +15,6 @@ from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
 
-
 _REFUSALS = (
     StatusWord.SILENTLY_DISCARDED,
     StatusWord.AUTHENTICATION_FAILED,

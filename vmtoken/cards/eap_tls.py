@@ -21,12 +21,13 @@ from vmtoken.cards.profile import (
     ServerExport,
     StartParameters,
 )
-from vmtoken.cards.records import RecordExchange
+from vmtoken.cards.records import RecordExchange, is_client_hello
 from vmtoken.cards.session import CardSession, card_errors
 from vmtoken.eap.packet import MAX_PACKET_LENGTH
 from vmtoken.errors import (
     ClientCertificateRefused,
     ClientCertificateUnusable,
+    InvalidRequest,
     ServerCertificateInvalid,
     TlsHandshakeFailed,
     TlsVersionUnsupported,
@@ -54,6 +55,8 @@ from vmtoken.token import (
 _ACCESS_DENIED = bytes.fromhex("15 03 03 00 02 02 31")
 """A fatal alert in clear: the server has seen no protected record of ours when policy is asked, so it
 takes this one in both versions (RFC 5246 section 7.2, RFC 8446 section 6)."""
+
+_SENSELESS = "the server name, the ALPN protocols or the TLS versions asked for make no sense"
 
 _HANDSHAKE_OVER = (StatusWord.CONDITIONS_NOT_SATISFIED, StatusWord.SILENTLY_DISCARDED)
 
@@ -132,7 +135,7 @@ class EapTlsCard:
         self._start, self._authorize, self._server = start, authorize, None
         with self._closed_on_error():
             self._card.required_profile()
-            return HandshakeStep(self._guarded(lambda: self._records.start(_parameters(start))))
+            return HandshakeStep(self._guarded(lambda: self._begin(start)))
 
     def process(self, server_records: bytes) -> HandshakeStep:
         """See `HandshakeToken.process`."""
@@ -142,7 +145,7 @@ class EapTlsCard:
             flight = self._guarded(lambda: self._records.exchange(server_records))
             may_be_complete = self._server is not None
             if flight and self._server is None:
-                may_be_complete = self._ask_policy()
+                may_be_complete = self._ask_policy(flight)
             result = self._result() if may_be_complete else None
             return HandshakeStep(flight, result)
 
@@ -174,6 +177,17 @@ class EapTlsCard:
             self._closed = True
             self._card.close()
 
+    def _begin(self, start: HandshakeStart) -> bytes:
+        """The ClientHello; what an application asked for and cannot be had is its mistake, not the card's."""
+        if not all(text.isascii() and 1 <= len(text) <= 255 for text in (start.server_name, *start.alpn)):
+            raise HandshakeFailed(InvalidRequest(_SENSELESS))
+        try:
+            return self._records.start(_parameters(start))
+        except StatusWordError as error:
+            if error.status != StatusWord.WRONG_DATA:
+                raise
+            raise HandshakeFailed(InvalidRequest(_SENSELESS)) from error
+
     def _guarded(self, step: Callable[[], bytes]) -> bytes:
         """What the card sends; its refusal becomes `HandshakeFailed` with the reason that it exports."""
         try:
@@ -188,15 +202,18 @@ class EapTlsCard:
             )
         raise _failed(FailureExport.decode(failure))
 
-    def _ask_policy(self) -> bool:
+    def _ask_policy(self, flight: bytes) -> bool:
         """Show the verified server to policy before the card's flight goes anywhere; is the card done?
 
-        A HelloRetryRequest is answered before the server is known: there is nothing to judge yet.
+        A HelloRetryRequest is answered before the server is known: there is nothing to judge yet. Any
+        other flight stays here while the card does not say whom it is for, as after a reset.
         """
         assert self._start is not None
         assert self._authorize is not None
         octets = self._export_if_there(Export.SERVER)
         if octets is None:
+            if not is_client_hello(flight):
+                raise CardMisbehaved("the card answered a server without saying which one it verified")
             return False
         export = ServerExport.decode(octets)
         if export.server_name != self._start.server_name:

@@ -492,7 +492,7 @@ def decode_certificates(octets: bytes) -> tuple[bytes, ...]:
 
 
 def encode_names(names: Sequence[str]) -> bytes:
-    """Names of 1 to 255 octets, each behind its length (as ProtocolNameList of RFC 7301)."""
+    """Names of 1 to 255 ASCII characters, each behind its length (as ProtocolNameList of RFC 7301)."""
     return b"".join(bytes((len(name),)) + name.encode("ascii") for name in names)
 
 

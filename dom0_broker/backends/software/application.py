@@ -77,6 +77,10 @@ class Application:
             Instruction.PUT_DATA: self._put_data,
         }
 
+    def power_down(self) -> None:
+        """Wipe what is in memory."""
+        self._applet.use_identity(None)
+
     def select(self) -> bytes:
         """SELECT (section 9.4): PINs and the handshake are forgotten, the answer is the FCI.
 
@@ -85,7 +89,10 @@ class Application:
         self._verified.clear()
         self._next_identity = 0
         identities = self._contents.identities
-        self._applet.use_identity(LoadedIdentity.of(identities[0]) if identities else None)
+        if identities:
+            self._use(identities[0])
+        else:
+            self._applet.use_identity(None)
         versions = (ProtocolVersion.TLS_1_3, ProtocolVersion.TLS_1_2)
         return Fci(self._contents.serial, versions, self._limits, self._features).encode()
 
@@ -293,7 +300,11 @@ class Application:
         return self._identity(self._applet.identity.label)
 
     def _use(self, identity: StoredIdentity) -> None:
-        self._applet.use_identity(LoadedIdentity.of(identity))
+        """Make it the current one; it is parsed once, for that takes as long as a handshake."""
+        loaded = self._applet.identity
+        if loaded is None or loaded.stored is not identity:
+            loaded = LoadedIdentity.of(identity)
+        self._applet.use_identity(loaded)
 
     def _save_identities(self, identities: tuple[StoredIdentity, ...]) -> None:
         self._keystore.save(msgspec.structs.replace(self._contents, identities=identities))

@@ -9,12 +9,11 @@ from weakref import WeakValueDictionary
 
 from dom0_broker.backends.base import Pins
 from dom0_broker.backends.software.element import DEFAULT_OPTIONS, ElementOptions, SoftwareElement
-from dom0_broker.backends.software.files import sync_directory
 from dom0_broker.backends.software.keystore import Keystore, fresh_contents
 from dom0_broker.backends.software.pin import OPERATOR_TRIES, USER_TRIES, StoredPin, is_acceptable
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.cards.issuer import EapTlsIssuer
-from vmtoken.errors import InvalidRequest, TokenNotFound
+from vmtoken.errors import InvalidRequest
 from vmtoken.iso7816.commands import pad_pin
 from vmtoken.secret import SecretBytes
 from vmtoken.token import Assurance
@@ -76,11 +75,7 @@ class SoftwareBackend:
 
     def delete(self, locator: str) -> None:
         """See `TokenBackend.delete`."""
-        try:
-            self._path(locator).unlink()
-        except FileNotFoundError as error:
-            raise TokenNotFound(f"there is no software element {locator!r}") from error
-        sync_directory(self._directory)
+        self._keystore(locator).destroy()
         with self._lock:
             self._keystores.pop(locator, None)
 

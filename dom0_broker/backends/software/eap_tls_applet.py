@@ -94,9 +94,9 @@ class EapTlsApplet:
         return self._state
 
     def use_identity(self, identity: LoadedIdentity | None) -> None:
-        """Set-Identity; sessions of the identity used before are forgotten."""
+        """Set-Identity; sessions of another identity, or of an earlier key or trust, are forgotten."""
         self._drop_conversation()
-        if identity is None or self._identity is None or identity.label != self._identity.label:
+        if identity is not self._identity:
             self._sessions.clear()
         self._identity = identity
         self._state = MethodState.IDENTITY_NOT_SET if identity is None else MethodState.NOT_AUTHENTICATED

@@ -62,7 +62,7 @@ class SoftwareElement:
         self._options = options
         self._random = random
         self._closed = False
-        self.reset()
+        self._power_up()
 
     def transmit(self, command: bytes) -> bytes:
         """See `CardConnection.transmit`."""
@@ -82,16 +82,20 @@ class SoftwareElement:
 
     def reset(self) -> None:
         """Power down and up: the application is deselected, PINs and handshakes are forgotten."""
-        limits = EXTENDED_APDUS if self._options.extended else SHORT_APDUS
-        self._application = Application(self._keystore, limits, _FEATURES, self._random)
-        self._selected = False
-        self._incoming = IncomingParts()
-        self._outgoing = OutgoingParts(t0=self._options.t0)
+        self._application.power_down()
+        self._power_up()
 
     def close(self) -> None:
         """Power down for good."""
         self.reset()
         self._closed = True
+
+    def _power_up(self) -> None:
+        limits = EXTENDED_APDUS if self._options.extended else SHORT_APDUS
+        self._application = Application(self._keystore, limits, _FEATURES, self._random)
+        self._selected = False
+        self._incoming = IncomingParts()
+        self._outgoing = OutgoingParts(t0=self._options.t0)
 
     def _answer(self, command: CommandApdu) -> bytes:
         self._check_form(command)

@@ -8,6 +8,7 @@ whoever can do that to the host's state directory is its root.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -18,7 +19,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from dom0_broker.backends.software.files import create_atomically, read_private, write_atomically
+from dom0_broker.backends.software.files import (
+    create_atomically,
+    read_private,
+    sync_directory,
+    write_atomically,
+)
 from dom0_broker.backends.software.pin import StoredPin
 from vmtoken.errors import AlreadyExists, TokenNotFound, TokenUnavailable
 from vmtoken.secret import SecretBytes
@@ -65,6 +71,7 @@ class Keystore:
         self._path = path
         self._sealing_key = sealing_key
         self._contents = contents
+        self._is_destroyed = False
 
     @classmethod
     def create(cls, path: Path, sealing_key: SecretBytes, contents: Contents) -> Keystore:
@@ -91,8 +98,16 @@ class Keystore:
 
     def save(self, contents: Contents) -> None:
         """Replace the contents; when this returns, they are on the disk. Raises `OSError`."""
+        if self._is_destroyed:
+            raise FileNotFoundError(errno.ENOENT, "the software element was destroyed")
         write_atomically(self._path, _seal(contents, self._sealing_key, self._path.name))
         self._contents = contents
+
+    def destroy(self) -> None:
+        """Remove the file; who still uses the element can save nothing any more."""
+        self._is_destroyed = True
+        self._path.unlink()
+        sync_directory(self._path.parent)
 
 
 def fresh_contents(user_pin: StoredPin, operator_pin: StoredPin) -> Contents:

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Generic, TypeVar
 
 from dom0_broker.backends.software.card_error import CardError
 from vmtoken.cards.profile import ServerExport, TicketAnswer
@@ -21,8 +20,6 @@ _MAX_SESSIONS = 1024
 _MAX_TICKETS = 512
 _HANDLE_LENGTH = 16
 
-_Value = TypeVar("_Value")
-
 
 @dataclass(frozen=True, slots=True)
 class EndedHandshake:
@@ -35,7 +32,12 @@ class EndedHandshake:
     """TLS 1.3: makes sessions of tickets."""
 
     session: ResumableSession | None
-    """TLS 1.2."""
+    """TLS 1.2; a session that can be resumed may be this very object."""
+
+    def wipe(self) -> None:
+        """Forget the TLS 1.3 secret."""
+        if self.secret is not None:
+            self.secret.wipe()
 
 
 class SessionTable:
@@ -43,11 +45,13 @@ class SessionTable:
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
         self._random = random
-        self._ended: _Bounded[EndedHandshake] = _Bounded(_MAX_SESSIONS)
-        self._resumable: _Bounded[ResumableSession] = _Bounded(_MAX_TICKETS)
+        self._ended: OrderedDict[bytes, EndedHandshake] = OrderedDict()
+        self._resumable: OrderedDict[bytes, ResumableSession] = OrderedDict()
 
     def add(self, handshake: EndedHandshake) -> bytes:
         """Keep what a handshake left; the handle names it for Take-Ticket."""
+        if len(self._ended) >= _MAX_SESSIONS:
+            self._ended.popitem(last=False)[1].wipe()
         handle = self._random(_HANDLE_LENGTH)
         self._ended[handle] = handshake
         return handle
@@ -71,11 +75,17 @@ class SessionTable:
         return session
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything; no handshake may be using a session."""
+        for ended in self._ended.values():
+            ended.wipe()
+        for session in self._resumable.values():
+            session.secret.wipe()
         self._ended.clear()
         self._resumable.clear()
 
     def _keep(self, session: ResumableSession) -> bytes:
+        if len(self._resumable) >= _MAX_TICKETS:
+            self._resumable.popitem(last=False)
         handle = self._random(_HANDLE_LENGTH)
         self._resumable[handle] = session
         return TicketAnswer(
@@ -92,16 +102,3 @@ def _session(ended: EndedHandshake, message: bytes) -> ResumableSession | None:
     if not message:
         return ended.session
     return None if ended.secret is None else ended.secret.session(message, ended.time)
-
-
-class _Bounded(OrderedDict[bytes, _Value], Generic[_Value]):
-    """A dictionary that drops its oldest entry when it is full."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def __setitem__(self, key: bytes, value: _Value) -> None:
-        super().__setitem__(key, value)
-        if len(self) > self._limit:
-            self.popitem(last=False)

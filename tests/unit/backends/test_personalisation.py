@@ -15,7 +15,7 @@ from tests.support.cards import NAME, PINS, SEALING_KEY, Card
 from tests.support.pki import KeyKind, client_identity, server_identity
 from vmtoken.cards import commands
 from vmtoken.cards.issuer import EapTlsIssuer
-from vmtoken.cards.profile import Instruction, KeyAlgorithm, PinReference
+from vmtoken.cards.profile import AID, Instruction, KeyAlgorithm, PinReference
 from vmtoken.cards.session import CardSession
 from vmtoken.errors import (
     AlreadyExists,
@@ -243,3 +243,12 @@ def test_trust_anchors_of_servers_are_kept(card: Card) -> None:
     data = commands.profile_data(session.channel)
     assert data.anchors == (server_identity().root_der,)
     assert data.identity == NAME.encode()
+
+
+def test_destroyed_element_does_not_come_back(backend: SoftwareBackend) -> None:
+    element = backend.connect(NAME)
+    backend.delete(NAME)
+    element.transmit(bytes.fromhex("00 A4 04 00 10") + AID)
+    assert element.transmit(bytes.fromhex("A0 20 00 00 04 31 32 33 34")) == b"\x65\x81"
+    with pytest.raises(TokenNotFound):
+        backend.connect(NAME)

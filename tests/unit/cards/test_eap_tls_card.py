@@ -13,6 +13,8 @@ from tests.support.cards import NAME, PINS, CardKind
 from vmtoken.cards.eap_peer import EapPeer
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.cards.profile import AID, Fci, Features, StartParameters
+from vmtoken.eap.eap_tls import EapTlsMessage
+from vmtoken.eap.packet import EapCode, EapPacket, EapType
 from vmtoken.errors import (
     PinBlocked,
     PinMissing,
@@ -230,3 +232,31 @@ def test_peer_without_personalisation_says_so(tmp_path: Path) -> None:
     with pytest.raises(TokenNotReady, match="no certificate"):
         peer.respond(bytes.fromhex("01 14 00 06 0D 20"))
     peer.close()
+
+
+@pytest.mark.parametrize(
+    "flight",
+    [
+        "17 03 03 00 01 00",
+        "16 03 03 00 04 0B 00 00 00",
+        "16 03 03 00 04 01 00 00 00 17 03 03 00 01 00",
+        "16 03 03 00 08 01 00 00 00 0B 00 00 00",
+        "14 03 03 00 01 01 17 03 03 00 01 00",
+    ],
+    ids=["protected", "Certificate", "a record too many", "a message too many", "behind change_cipher_spec"],
+)
+def test_flight_for_a_server_that_nobody_verified_stays_here(flight: str) -> None:
+    octets = bytes.fromhex(flight)
+    answer = EapPacket(EapCode.RESPONSE, 1, EapType.EAP_TLS, EapTlsMessage(octets).encode()).encode()
+    card = _Closeable(
+        f"""{PROFILED}
+        {A_START} > 02 00 00 07 0D 00 16 90 00
+        A0 80 00 00 0B 01 01 00 0B 0D 80 00 00 00 01 16 00 > {answer.hex()} 90 00
+        A0 86 00 00 01 86 00 > 69 85
+        """
+    )
+    token = EapTlsCard(card, PIN)
+    token.start(START, nobody)
+    with pytest.raises(TokenUnavailable, match="without saying which"):
+        token.process(b"\x16")
+    assert card.is_closed
