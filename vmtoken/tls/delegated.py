@@ -14,6 +14,7 @@ before a key is used up (section 5.5).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import (
@@ -41,10 +42,12 @@ from vmtoken.tls.key_schedule import next_traffic_secret
 from vmtoken.tls.messages import HelloRequest, KeyUpdate, NewSessionTicket13, decode_message, encode_message
 from vmtoken.tls.reassembly import HandshakeReassembler
 from vmtoken.tls.record import (
+    HEADER_LENGTH,
+    MAX_CIPHERTEXT,
+    AeadProtection,
     Alert,
     FloodGuard,
     Octets,
-    RecordProtection,
     RecordReader,
     record_protection,
 )
@@ -55,6 +58,9 @@ UPDATE_MARGIN = 1 << 16
 
 ALERT_RESERVE = 2
 """Records kept back for alerts when a TLS 1.2 key is used up, which nothing can replace."""
+
+ROOM_TO_SPARE = HEADER_LENGTH + MAX_CIPHERTEXT
+"""Octets of the part of a record that may have come before, which `receive_into` needs room for."""
 
 RecordEvent = NeedData | DataReceived | TicketReceived | Closed
 
@@ -69,7 +75,6 @@ class DelegatedConnection:
         "_guard",
         "_outgoing",
         "_peer_closed",
-        "_pieces",
         "_reader",
         "_reassembler",
         "_receiving",
@@ -92,7 +97,6 @@ class DelegatedConnection:
         self._reassembler = HandshakeReassembler()
         self._guard = FloodGuard()
         self._outgoing = bytearray()
-        self._pieces: list[memoryview] = []
         self._events: deque[DataReceived | TicketReceived] = deque()
         self._close_sent = False
         self._peer_closed = False
@@ -124,21 +128,27 @@ class DelegatedConnection:
         Many records at once are the fast way: 64 KiB or more. What comes after the end is ignored
         (RFC 8446 section 6.1).
         """
-        if self._peer_closed or self._failure is not None:
-            return
-        try:
-            self._take_records(data)
-            self._ask_for_new_key()
-        except PeerError as error:
-            self._end(error)
-            self._send_alert(AlertLevel.FATAL, error.alert)
-        except AlertReceived as error:
-            self._end(error)
-        self._join_pieces()
+        room = memoryview(bytearray(self._reader.held_length + len(data)))
+        start = 0
+        for end in self._fill(room, data):
+            self._events.append(DataReceived(bytes(room[start:end])))
+            start = end
+
+    def receive_into(self, data: Octets, room: bytearray | memoryview) -> int:
+        """Take octets from the server, and put the application data in them at the start of `room`.
+
+        As `receive_data`, but without the copy and the event: gives the number of octets, what
+        follows them in `room` means nothing. `next_event` tells everything else, after them. `room`
+        may be used again and again; it needs `len(data) + ROOM_TO_SPARE` octets.
+        """
+        if len(room) < len(data) + ROOM_TO_SPARE:
+            raise LocalError(f"{len(data)} octets of records need {len(data) + ROOM_TO_SPARE} octets of room")
+        with memoryview(room) as view:
+            return max(self._fill(view, data), default=0)
 
     def receive_eof(self) -> None:
         """TCP ended; unless close_notify came before, `next_event` raises `TruncatedStream` in the end."""
-        if not self._peer_closed and self._failure is None:
+        if not self._is_over():
             self._end(TruncatedStream("TCP ended without close_notify: data may be missing"))
 
     def next_event(self) -> RecordEvent:
@@ -199,16 +209,32 @@ class DelegatedConnection:
 
     # Receiving.
 
-    def _take_records(self, data: Octets) -> None:
-        for record in self._reader.records(data):
-            content_type, content = self._receiving.protection.unprotect(record)
-            if content_type == _APPLICATION_DATA and content and self._reassembler.is_empty:
-                self._pieces.append(content)
-            else:
-                self._join_pieces()
-                self._take_content(content_type, content)
+    def _fill(self, room: memoryview, data: Octets) -> Iterator[int]:
+        """Put application data into `room`; gives how far it goes, before what is no data and in the end."""
+        given = end = 0
+        if self._is_over():
+            return
+        try:
+            for record in self._reader.records(data):
+                content_type, length = self._receiving.protection.unprotect_into(record, room, end)
+                if content_type == _APPLICATION_DATA and length and self._reassembler.is_empty:
+                    end += length
+                    continue
+                if end > given:
+                    self._guard.progress()
+                    yield (given := end)
+                self._take_content(content_type, room[end : end + length])
                 if self._peer_closed:
-                    return
+                    break
+            self._ask_for_new_key()
+        except PeerError as error:
+            self._end(error)
+            self._send_alert(AlertLevel.FATAL, error.alert)
+        except AlertReceived as error:
+            self._end(error)
+        if end > given:
+            self._guard.progress()
+            yield end
 
     def _take_content(self, content_type: int, content: memoryview) -> None:
         if content_type == ContentType.HANDSHAKE:
@@ -263,12 +289,8 @@ class DelegatedConnection:
         self._guard.warning()
         self._send_alert(AlertLevel.WARNING, AlertDescription.NO_RENEGOTIATION)
 
-    def _join_pieces(self) -> None:
-        """All the data of one `receive_data` is one event, unless something comes in between."""
-        if self._pieces:
-            self._guard.progress()
-            self._events.append(DataReceived(b"".join(self._pieces)))
-            self._pieces.clear()
+    def _is_over(self) -> bool:
+        return self._peer_closed or self._failure is not None
 
     def _end(self, failure: TlsError) -> None:
         self._failure = failure
@@ -280,7 +302,7 @@ class _Direction:
 
     __slots__ = ("_secret", "_suite", "protection", "update_requested")
 
-    protection: RecordProtection
+    protection: AeadProtection
 
     def __init__(self, suite: Suite, secret: SecretBytes, sequence: int, limit: int) -> None:
         self._suite = suite

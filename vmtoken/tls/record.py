@@ -47,6 +47,11 @@ class RecordReader:
         """What was received and not given out yet."""
         return bytes(self._held)
 
+    @property
+    def held_length(self) -> int:
+        """How many octets that is."""
+        return len(self._held)
+
     def receive(self, data: Octets) -> None:
         """Take octets, for `next_record`."""
         self._held += data
@@ -126,7 +131,7 @@ class RecordProtection(Protocol):
 
 def record_protection(
     suite: Suite, secret: bytes, sequence: int = 0, limit: int = MAX_PLAINTEXT
-) -> RecordProtection:
+) -> AeadProtection:
     """The protection that a secret gives: a traffic secret in TLS 1.3, write key || write IV in TLS 1.2."""
     if suite.version == ProtocolVersion.TLS_1_3:
         key, iv = traffic_keys(suite, secret)
@@ -244,14 +249,14 @@ _UNPADDED = frozenset(_TYPE_OCTETS.values())
 
 def _fragment_length(octets: bytearray | memoryview, start: int) -> int:
     """Length of a fragment from its header, which must be whole; raises if no record starts like that."""
+    length: int
     content_type, version, length = _HEADER.unpack_from(octets, start)
     if content_type not in _CONTENT_TYPES or version >> 8 != 3:
-        raise UnexpectedMessage(
-            f"{bytes(octets[start : start + HEADER_LENGTH]).hex()}, which starts no TLS record,"
-        )
+        header = bytes(octets[start : start + HEADER_LENGTH]).hex()
+        raise UnexpectedMessage(f"{header}, which starts no TLS record,")
     if length > MAX_CIPHERTEXT:
         raise RecordOverflow(f"a record of {length} octets, more than the {MAX_CIPHERTEXT} of RFC 8446")
-    return int(length)
+    return length
 
 
 def _record_length(octets: bytearray | memoryview, start: int, end: int) -> int:
@@ -262,7 +267,7 @@ def _record_length(octets: bytearray | memoryview, start: int, end: int) -> int:
     return length if end - start >= length else 0
 
 
-class _AeadProtection:
+class AeadProtection:
     """What both versions have in common: a key, a number for each record, an end."""
 
     __slots__ = ("_aead", "_iv", "_sequence", "_suite", "limit")
@@ -287,6 +292,19 @@ class _AeadProtection:
         """How many more records this key may protect."""
         return max(0, self._suite.record_limit - self._sequence)
 
+    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
+        """Content type and plaintext of one whole record."""
+        room = memoryview(bytearray(len(record)))
+        content_type, length = self.unprotect_into(memoryview(record), room, 0)
+        return content_type, room[:length]
+
+    def unprotect_into(self, record: memoryview, room: memoryview, start: int) -> tuple[int, int]:
+        """Content type and length of the plaintext of one whole record, which goes to `room` from `start` on.
+
+        `room` needs as many octets as the record, and is written to further than the plaintext goes.
+        """
+        raise NotImplementedError
+
     def protect(self, content_type: int, data: Octets) -> bytearray:
         """One or more whole records for `data`."""
         view = memoryview(data)
@@ -308,37 +326,45 @@ class _AeadProtection:
     def _seal(self, content_type: int, piece: memoryview, room: memoryview) -> None:
         raise NotImplementedError
 
+    def _open(self, nonce: bytes, ciphertext: memoryview, aad: bytes | memoryview, room: memoryview) -> None:
+        """Decrypt, count; nothing that does not verify is left in `room`."""
+        if len(ciphertext) < TAG_LENGTH:
+            raise BadRecordMac("a record is shorter than its tag")
+        try:
+            self._aead.decrypt_into(nonce, ciphertext, aad, room)
+        except InvalidTag:
+            room[:] = bytes(len(room))
+            raise BadRecordMac("a record does not decrypt: it was changed on the way") from None
+        self._sequence += 1
+
     def _nonce(self, sequence: int) -> bytes:
         """RFC 8446 section 5.3, RFC 7905 section 2."""
         return (self._iv ^ sequence).to_bytes(NONCE_LENGTH, "big")
 
 
-class _Protection13(_AeadProtection):
+class _Protection13(AeadProtection):
     """RFC 8446 section 5.2."""
 
     __slots__ = ()
 
     overhead = HEADER_LENGTH + 1 + TAG_LENGTH
 
-    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
+    def unprotect_into(self, record: memoryview, room: memoryview, start: int) -> tuple[int, int]:
         """The outer type must be application_data; padding is taken off."""
         if record[0] != _APPLICATION_DATA:
             raise UnexpectedMessage(f"a record of type {record[0]} in clear where records are encrypted")
-        view = memoryview(record)
-        try:
-            nonce = (self._iv ^ self._sequence).to_bytes(NONCE_LENGTH, "big")
-            inner = self._aead.decrypt(nonce, view[HEADER_LENGTH:], view[:HEADER_LENGTH])
-        except InvalidTag:
-            raise BadRecordMac("a record does not decrypt: it was changed on the way") from None
-        self._sequence += 1
-        if len(inner) > self.limit + 1:
-            raise RecordOverflow(f"a record holds {len(inner)} octets, more than {self.limit} and its type")
-        if inner[-1:] in _UNPADDED:
-            return inner[-1], memoryview(inner)[:-1]
-        end = len(inner.rstrip(b"\x00"))
+        length = len(record) - HEADER_LENGTH - TAG_LENGTH
+        if length > self.limit + 1:
+            raise RecordOverflow(f"a record holds {length} octets, more than {self.limit} and its type")
+        nonce = (self._iv ^ self._sequence).to_bytes(NONCE_LENGTH, "big")
+        inner = room[start : start + length]
+        self._open(nonce, record[HEADER_LENGTH:], record[:HEADER_LENGTH], inner)
+        if length and inner[-1] in _CONTENT_TYPES:
+            return inner[-1], length - 1
+        end = len(bytes(inner).rstrip(b"\x00"))
         if not end or inner[end - 1] not in _CONTENT_TYPES:
             raise UnexpectedMessage("a record without a content type")
-        return inner[end - 1], memoryview(inner)[: end - 1]
+        return inner[end - 1], end - 1
 
     def _seal(self, content_type: int, piece: memoryview, room: memoryview) -> None:
         header = _HEADER.pack(_APPLICATION_DATA, _TLS_1_2, len(piece) + 1 + TAG_LENGTH)
@@ -349,29 +375,24 @@ class _Protection13(_AeadProtection):
         self._sequence += 1
 
 
-class _Protection12(_AeadProtection):
+class _Protection12(AeadProtection):
     """RFC 5246 section 6.2.3.3 with the nonce of RFC 7905: nothing of it is on the wire."""
 
     __slots__ = ()
 
     overhead = HEADER_LENGTH + TAG_LENGTH
 
-    def unprotect(self, record: Octets) -> tuple[int, memoryview]:
+    def unprotect_into(self, record: memoryview, room: memoryview, start: int) -> tuple[int, int]:
         """Content type and version are in clear, and authenticated."""
-        prefix = self.overhead - TAG_LENGTH
         length = len(record) - self.overhead
-        if length < 0:
-            raise BadRecordMac("a record is shorter than its tag")
-        view = memoryview(record)
-        aad = _AAD12.pack(self._sequence, record[0], record[1] << 8 | record[2], length)
-        try:
-            plaintext = self._aead.decrypt(self._received_nonce(view), view[prefix:], aad)
-        except InvalidTag:
-            raise BadRecordMac("a record does not decrypt: it was changed on the way") from None
-        self._sequence += 1
         if length > self.limit:
             raise RecordOverflow(f"a record holds {length} octets, more than {self.limit}")
-        return record[0], memoryview(plaintext)
+        content_type, version, _ = _HEADER.unpack_from(record)
+        aad = _AAD12.pack(self._sequence, content_type, version, max(0, length))
+        prefix = self.overhead - TAG_LENGTH
+        plaintext = room[start : start + max(0, length)]
+        self._open(self._received_nonce(record), record[prefix:], aad, plaintext)
+        return content_type, length
 
     def _received_nonce(self, record: memoryview) -> bytes:
         return self._nonce(self._sequence)

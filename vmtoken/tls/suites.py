@@ -31,13 +31,14 @@ class Aead(Protocol):
         """Write ciphertext and tag to `buf`, which has exactly their length."""
         ...
 
-    def decrypt(
+    def decrypt_into(
         self,
         nonce: bytes | bytearray | memoryview,
         data: bytes | bytearray | memoryview,
         associated_data: bytes | bytearray | memoryview | None,
-    ) -> bytes:
-        """The plaintext; raises `InvalidTag`."""
+        buf: bytearray | memoryview,
+    ) -> int:
+        """Write the plaintext to `buf`, which has exactly its length; raises `InvalidTag`."""
         ...
 
 

@@ -21,7 +21,7 @@ from vmtoken.tls.codes import (
     KeyUpdateRequest,
     ProtocolVersion,
 )
-from vmtoken.tls.delegated import ALERT_RESERVE, UPDATE_MARGIN, DelegatedConnection
+from vmtoken.tls.delegated import ALERT_RESERVE, ROOM_TO_SPARE, UPDATE_MARGIN, DelegatedConnection
 from vmtoken.tls.errors import (
     AlertReceived,
     BadRecordMac,
@@ -192,6 +192,47 @@ def test_the_buffer_of_the_caller_is_free_again() -> None:
     buffer.clear()  # raises if a view of it were kept
     connection.receive_data(stream[-3:])
     assert events(connection) == [DataReceived(b"abc"), DataReceived(b"def")]
+
+
+@both_versions
+@pytest.mark.parametrize("size", [1, 5, 100, 16384, 65536, 1 << 20])
+def test_data_into_a_buffer_that_is_used_again(code: CipherSuite, size: int) -> None:
+    connection, peer = session(code)
+    data = os.urandom(200_000)
+    stream = peer.send(DATA, data) + peer.send(ALERT, CLOSE_NOTIFY)
+    room, received = bytearray(size + ROOM_TO_SPARE), b""
+    for start in range(0, len(stream), size):
+        length = connection.receive_into(stream[start : start + size], room)
+        received += room[:length]
+    assert received == data
+    assert events(connection) == [Closed()]
+    assert connection.receive_into(b"x", room) == 0
+    room.clear()  # raises if a view of it were kept
+
+
+def test_data_around_a_ticket_is_one_piece_in_a_buffer() -> None:
+    connection, peer = session()
+    stream = peer.send(DATA, b"before") + peer.send(HANDSHAKE, TICKET) + peer.send(DATA, b"after")
+    room = bytearray(len(stream) + ROOM_TO_SPARE)
+    assert room[: connection.receive_into(stream, room)] == b"beforeafter"
+    assert events(connection) == [TicketReceived(TICKET)]
+
+
+@both_versions
+def test_nothing_that_does_not_verify_gets_into_a_buffer(code: CipherSuite) -> None:
+    connection, peer = session(code)
+    good, forged = peer.send(DATA, b"good"), bytearray(peer.send(DATA, b"forged" * 100))
+    forged[-1] ^= 1
+    room = bytearray(len(good) + len(forged) + ROOM_TO_SPARE)
+    assert connection.receive_into(good + forged, room) == 4
+    assert room.rstrip(b"\x00") == b"good"
+    assert_ends(connection, peer, BadRecordMac)
+
+
+def test_a_buffer_needs_room_for_a_record_that_was_cut() -> None:
+    connection, _ = session()
+    with pytest.raises(LocalError, match="octets of room"):
+        connection.receive_into(bytes(100), bytearray(99 + ROOM_TO_SPARE))
 
 
 def test_limits_of_the_key_block() -> None:
