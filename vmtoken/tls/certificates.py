@@ -29,7 +29,7 @@ from vmtoken.tls.errors import (
     UnknownCa,
     UnsupportedCertificate,
 )
-from vmtoken.tls.ocsp import verify_staple
+from vmtoken.tls.ocsp import UNPARSABLE, verify_staple
 from vmtoken.tls.signatures import PublicKey
 
 MAX_INTERMEDIATES: Final = 8
@@ -193,16 +193,19 @@ class CertificateVerifier:
             raise BadCertificate(f"{self.server_name} sent no certificate")
         try:
             return [x509.load_der_x509_certificate(certificate) for certificate in chain]
-        except ValueError as error:
-            raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
+        except UNPARSABLE as error:
+            raise self._unparsable() from error
+
+    def _unparsable(self) -> BadCertificate:
+        return BadCertificate(f"a certificate of {self.server_name} does not parse")
 
     def _find_path(self, certificates: list[x509.Certificate]) -> VerifiedPath:
         try:
             found = self._verifier(self.subject).verify(certificates[0], certificates[1:])
         except verification.VerificationError as error:
-            raise self._diagnosis(certificates) from error
-        except ValueError as error:  # an extension that does not parse
-            raise BadCertificate(f"a certificate of {self.server_name} does not parse") from error
+            raise self._explain(certificates) from error
+        except UNPARSABLE as error:
+            raise self._unparsable() from error
         return VerifiedPath.of(self.server_name, found)
 
     def _verify_staple(self, path: VerifiedPath, certificate: bytes, staple: bytes) -> None:
@@ -221,8 +224,14 @@ class CertificateVerifier:
             .build_server_verifier(subject)
         )
 
-    def _diagnosis(self, certificates: list[x509.Certificate]) -> PeerError:
+    def _explain(self, certificates: list[x509.Certificate]) -> PeerError:
         """Why the path did not verify, as well as it can be told; the refusal does not depend on it."""
+        try:
+            return self._diagnosis(certificates)
+        except UNPARSABLE:
+            return self._unparsable()
+
+    def _diagnosis(self, certificates: list[x509.Certificate]) -> PeerError:
         leaf = certificates[0]
         for certificate in certificates:
             if not certificate.not_valid_before_utc <= self.time <= certificate.not_valid_after_utc:
@@ -257,7 +266,7 @@ class CertificateVerifier:
             name = x509.DNSName(name.value.replace("*", "any"))
         try:
             self._verifier(name).verify(certificates[0], certificates[1:])
-        except (verification.VerificationError, ValueError):
+        except (verification.VerificationError, *UNPARSABLE):
             return False
         return True
 
@@ -301,7 +310,7 @@ _LEAF_POLICY = verification.ExtensionPolicy.webpki_defaults_ee().may_be_present(
 def _is_for_servers(leaf: x509.Certificate) -> bool:
     try:
         usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return True
     return ExtendedKeyUsageOID.SERVER_AUTH in usages
 
@@ -309,7 +318,7 @@ def _is_for_servers(leaf: x509.Certificate) -> bool:
 def _names(leaf: x509.Certificate) -> list[verification.Subject]:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return []
     return [name for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
 

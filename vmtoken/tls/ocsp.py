@@ -15,6 +15,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from vmtoken.tls.errors import BadCertificateStatusResponse, CertificateRevoked
 
+UNPARSABLE: Final = (
+    ValueError,
+    TypeError,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    UnsupportedAlgorithm,
+)
+"""What `cryptography` raises for the fields of a certificate, when they are looked at, that do not parse."""
+
 CLOCK_SKEW: Final = timedelta(minutes=5)
 """How far the responder's clock may be ahead of ours."""
 
@@ -31,11 +41,11 @@ def verify_staple(
     response does not parse, is about another certificate, is stale, or is not signed by the
     issuer or a responder that the issuer appointed.
     """
-    parsed = _parse(response)
-    single = _single_response(parsed, certificate, issuer)
-    _check_times(single, time)
-    _check_signature(parsed, issuer, time)
-    match single.certificate_status:
+    try:
+        status = _verified_status(response, certificate, issuer, time)
+    except UNPARSABLE as error:
+        raise BadCertificateStatusResponse("the stapled OCSP response does not parse") from error
+    match status:
         case ocsp.OCSPCertStatus.GOOD:
             return
         case ocsp.OCSPCertStatus.REVOKED:
@@ -44,15 +54,17 @@ def verify_staple(
             raise BadCertificateStatusResponse("the OCSP responder does not know the certificate")
 
 
-def _parse(response: bytes) -> ocsp.OCSPResponse:
-    try:
-        parsed = ocsp.load_der_ocsp_response(response)
-    except ValueError as error:
-        raise BadCertificateStatusResponse("the stapled OCSP response does not parse") from error
+def _verified_status(
+    response: bytes, certificate: x509.Certificate, issuer: x509.Certificate, time: datetime
+) -> ocsp.OCSPCertStatus:
+    parsed = ocsp.load_der_ocsp_response(response)
     if parsed.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
         name = parsed.response_status.name
         raise BadCertificateStatusResponse(f"the stapled OCSP response holds no answer: {name}")
-    return parsed
+    single = _single_response(parsed, certificate, issuer)
+    _check_times(single, time)
+    _check_signature(parsed, issuer, time)
+    return single.certificate_status
 
 
 def _single_response(
@@ -72,7 +84,7 @@ def _names_issuer(
         request = (
             ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, single.hash_algorithm).build()
         )
-    except (ValueError, UnsupportedAlgorithm):
+    except UNPARSABLE:
         return False
     return (
         single.issuer_name_hash == request.issuer_name_hash
@@ -99,7 +111,7 @@ def _is_appointed(responder: x509.Certificate, issuer: x509.Certificate, time: d
     try:
         responder.verify_directly_issued_by(issuer)
         usages = responder.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
+    except (InvalidSignature, x509.ExtensionNotFound, *UNPARSABLE):
         return False
     return ExtendedKeyUsageOID.OCSP_SIGNING in usages
 
@@ -112,7 +124,7 @@ def _is_signed_by(response: ocsp.OCSPResponse, responder: x509.Certificate) -> b
             response.tbs_response_bytes,
             response.signature_hash_algorithm,
         )
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
+    except (InvalidSignature, *UNPARSABLE):
         return False
     return True
 
