@@ -107,7 +107,7 @@ def used(client: StackClient, server: Server) -> StackSession:
 
 
 def test_tap_knows_what_the_servers_key_log_says(sessions: Sessions) -> None:
-    """The list of secrets is that of the real sessions. Exporter secrets are derived when they are asked for."""
+    """The list of secrets is that of the real sessions; exporter secrets are derived when asked for."""
     derived = sessions.tapped | sessions.key_blocks
     assert logged(sessions.server) - logged(sessions.server, "EXPORTER_SECRET") <= derived
 
