@@ -94,6 +94,8 @@ class App:
         await self._admin.open()
         self._warm_up = asyncio.gather(*(token.state() for token in self._desk.inventory.tokens()))
         self._housekeeping = asyncio.create_task(self._keep_house())
+        vms, tokens = len(self._desk.inventory.vms()), len(self._desk.inventory.tokens())
+        log.info("broker started", extra={"vms": vms, "tokens": tokens, "rules": len(self._policy.rules)})
 
     async def stop(self) -> None:
         """Refuse what is new, let handshakes end under the limit, give cards back. May be called twice."""

@@ -9,8 +9,9 @@ from datetime import datetime
 from cryptography import x509
 
 from dom0_broker.domains import DomainIdentity
-from dom0_broker.handshake import MAX_TICKET, Attempt, Desk, Outcome, StartRequest
+from dom0_broker.handshake import Attempt, Desk
 from dom0_broker.inventory import Token
+from dom0_broker.steps import MAX_TICKET, Outcome, StartRequest
 from vmtoken.errors import InvalidRequest, VmTokenError
 from vmtoken.token import Assurance, HandshakeFailed, Resumption
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
-import re
+import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,6 +23,17 @@ from dom0_broker.domains import DomainIdentity
 from dom0_broker.inventory import Inventory, Token
 from dom0_broker.policy import Policy, PolicyRequest
 from dom0_broker.sessions import Purpose, Session, Sessions, Summary
+from dom0_broker.steps import (
+    LONGEST_NAME,
+    MAX_RECORDS,
+    Completed,
+    Cost,
+    Failed,
+    Flight,
+    Outcome,
+    StartRequest,
+    checked,
+)
 from vmtoken.clock import Clock
 from vmtoken.errors import DeadlineExceeded, InvalidRequest, PolicyDenied, VmTokenError
 from vmtoken.tls.codes import ProtocolVersion
@@ -38,68 +48,7 @@ from vmtoken.token import (
     ServerIdentity,
 )
 
-MAX_RECORDS: Final = 1 << 16
-"""Octets of records in one step; a flight of a server with a long chain takes a quarter of it."""
-
-MAX_TICKET: Final = 1 << 15
-"""Octets of a NewSessionTicket message; RFC 8446 section 4.6.1 would allow 65535 for the ticket alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartRequest:
-    """What a guest asks for; nothing in it is checked yet."""
-
-    token: str
-    server_name: str
-    port: int
-    timeout: float
-    alpn: tuple[str, ...] = ()
-    min_version: ProtocolVersion = ProtocolVersion.TLS_1_2
-    max_version: ProtocolVersion = ProtocolVersion.TLS_1_3
-    no_resumption: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a step cost: seconds in the queue and in the token, APDUs."""
-
-    queue: float = 0.0
-    in_token: float = 0.0
-    apdus: int = 0
-    apdu_octets: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """Records for the server; none when more of the server's are needed."""
-
-    records: bytes
-    cost: Cost
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The handshake is complete; the key block goes to the stream and nowhere else."""
-
-    records: bytes
-    result: HandshakeResult
-    session_id: bytes
-    token: str
-    assurance: Assurance
-    tickets_wanted: int
-    cost: Cost
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """There is no session; the alert, if any, must still reach the server."""
-
-    error: VmTokenError
-    records: bytes
-    cost: Cost
-
-
-Outcome = Flight | Completed | Failed
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +115,7 @@ class Attempt:
     async def _admitted(self) -> tuple[_Run, HandshakeStart]:
         """Wait for the token's slot; from then on the handshake holds the token, for so long at most."""
         desk, vm = self._desk, self._facts.vm
-        request = _checked(self._request)
+        request = checked(self._request)
         _, token = desk.inventory.bound_token(vm.uuid, request.token)
         self._facts.request, self._facts.token = request, token.name
         self._end = self._began + min(request.timeout, desk.limits.handshake_timeout)
@@ -248,7 +197,9 @@ class Attempt:
         total = loop.time() - self._began
 
         def note() -> None:
-            self._desk.sessions.note(_summary(self._facts, run, outcome, result, total))
+            summary = _summary(self._facts, run, outcome, result, total)
+            self._desk.sessions.note(summary)
+            log.info("handshake", extra=_log_fields(summary))
 
         loop.call_soon(note)
 
@@ -275,7 +226,7 @@ class _Facts:
             "vm": self.vm.name,
             "vm_uuid": str(self.vm.uuid),
             "token": self.token or None,
-            "server_name": self.request.server_name[:_LONGEST_NAME],
+            "server_name": self.request.server_name[:LONGEST_NAME],
             "port": self.request.port,
         }
 
@@ -418,7 +369,6 @@ class _Run:
 
 
 _LONGEST_MESSAGE: Final = 500
-_LONGEST_NAME: Final = 255
 
 
 def _result_fields(result: HandshakeResult, total: Cost) -> dict[str, str | int | bool | None]:
@@ -443,7 +393,7 @@ def _summary(
         facts.vm.name,
         facts.vm.uuid,
         facts.token,
-        facts.request.server_name[:_LONGEST_NAME],
+        facts.request.server_name[:LONGEST_NAME],
         facts.request.port,
         outcome,
         total=total,
@@ -471,38 +421,20 @@ def _summary(
     return summary
 
 
+def _log_fields(summary: Summary) -> dict[str, str | int | float]:
+    return {
+        "session": summary.session_id.hex(),
+        "vm": summary.vm,
+        "token": summary.token,
+        "server": f"{summary.server_name!r}:{summary.port}",
+        "outcome": summary.outcome,
+        "suite": summary.cipher_suite,
+        "resumed": summary.resumed,
+        "milliseconds": round(summary.total * 1000, 1),
+    }
+
+
 def _purpose(token: str, request: StartRequest) -> Purpose:
     return Purpose(
         token, request.server_name, request.port, request.alpn, request.min_version, request.max_version
     )
-
-
-_LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_DNS_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_MOST_ALPN: Final = 16
-
-
-def _checked(untrusted: StartRequest) -> StartRequest:
-    """The request with a canonical server name. Raises `InvalidRequest`."""
-    if not 0 < untrusted.timeout < float("inf"):
-        raise InvalidRequest("A handshake needs a timeout greater than zero.")
-    if not 0 < untrusted.port < 1 << 16:
-        raise InvalidRequest(f"{untrusted.port} is not a TCP port.")
-    if untrusted.min_version > untrusted.max_version:
-        raise InvalidRequest("The lowest TLS version is above the highest.")
-    names_fit = all(0 < len(name) < 256 and name.isascii() for name in untrusted.alpn)
-    if len(untrusted.alpn) > _MOST_ALPN or not names_fit:
-        raise InvalidRequest(f"ALPN takes up to {_MOST_ALPN} names of 1 to 255 ASCII characters.")
-    name = _server_name(untrusted.server_name)
-    return untrusted if name == untrusted.server_name else replace(untrusted, server_name=name)
-
-
-def _server_name(untrusted_name: str) -> str:
-    """A DNS name in A-labels, lower case, without the final dot (RFC 6066 section 3), or an address."""
-    name = untrusted_name.lower().removesuffix(".")
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        if len(name) <= _LONGEST_NAME - 2 and _DNS_NAME.fullmatch(name):
-            return name
-    raise InvalidRequest("The server name is neither a DNS name (A-labels) nor an IP address.")

@@ -89,10 +89,14 @@ class Links:
                 raise Unwelcome(f"no VM is enrolled with certificate {fingerprint.hex()}")
             return vm
 
-        self._tcp_door = FrontDoor(identify, self._private_socket_of)
+        self._tcp_door = self.door(identify)
         host, port = split_address(self._config.tcp.listen)
         self._tcp = await tcp.listen(host, port, context, self._tcp_door.protocol)
         return self.tcp_address
+
+    def door(self, identify: Callable[[asyncio.BaseTransport], DomainIdentity]) -> FrontDoor[DomainIdentity]:
+        """A front door for one more kind of link, whose callers `identify` knows or refuses (`Unwelcome`)."""
+        return FrontDoor(identify, self._private_socket_of)
 
     @property
     def tcp_address(self) -> str:
@@ -187,8 +191,10 @@ class AdminLink:
 
     async def open(self) -> None:
         """Raises `OSError` when the socket cannot be had."""
-        self._private.unlink(missing_ok=True)  # a name in a tmpfs
-        self._server = server = private_server(self._private, "operator", max_streams=100)
+        try:
+            self._server = server = private_server(self._private, "operator", max_streams=100)
+        except RuntimeError as error:  # what gRPC raises when it cannot bind
+            raise OSError(f"the operator's server does not start: {error}") from error
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(self._service, server)
         names = [admin_service_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name, _HEALTH]

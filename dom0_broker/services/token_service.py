@@ -10,7 +10,7 @@ import grpc.aio
 from dom0_broker.admission import Pace
 from dom0_broker.broker import Broker, HandshakeStream, TokenView
 from dom0_broker.domains import DomainIdentity
-from dom0_broker.handshake import Completed, Cost, Failed, Flight, Outcome, StartRequest
+from dom0_broker.steps import Completed, Cost, Failed, Flight, Outcome, StartRequest
 from vmtoken.errors import InvalidRequest
 from vmtoken.rpc import convert
 from vmtoken.tls.codes import ProtocolVersion
