@@ -69,7 +69,6 @@ class DelegatedConnection:
     """The record layer of one session. After a `TlsError` from `next_event` the session is over."""
 
     __slots__ = (
-        "_close_sent",
         "_events",
         "_failure",
         "_guard",
@@ -79,6 +78,7 @@ class DelegatedConnection:
         "_reassembler",
         "_receiving",
         "_sending",
+        "_sending_ended",
         "_version",
     )
 
@@ -98,7 +98,7 @@ class DelegatedConnection:
         self._guard = FloodGuard()
         self._outgoing = bytearray()
         self._events: deque[DataReceived | TicketReceived] = deque()
-        self._close_sent = False
+        self._sending_ended = False
         self._peer_closed = False
         self._failure: TlsError | None = None
 
@@ -113,7 +113,7 @@ class DelegatedConnection:
         Raises `ConnectionClosed` after `close` or an error, `SequenceExhausted` when a TLS 1.2 key
         is used up (RFC 9325 section 4.4).
         """
-        if self._close_sent:
+        if self._sending_ended:
             raise ConnectionClosed("the sending half of the session is closed")
         if not data:
             return
@@ -163,7 +163,7 @@ class DelegatedConnection:
         """Change our key now, and ask the server to change its own; only in TLS 1.3."""
         if self._version != ProtocolVersion.TLS_1_3:
             raise LocalError("TLS 1.2 has no KeyUpdate")
-        if self._close_sent:
+        if self._sending_ended:
             raise ConnectionClosed("the sending half of the session is closed")
         request = KeyUpdateRequest.UPDATE_REQUESTED if request_peer else KeyUpdateRequest.UPDATE_NOT_REQUESTED
         self._send(ContentType.HANDSHAKE, encode_message(KeyUpdate(request)))
@@ -172,7 +172,7 @@ class DelegatedConnection:
     def close(self) -> None:
         """Send close_notify; the server may go on sending, and we receiving (RFC 8446 section 6.1)."""
         self._send_alert(AlertLevel.WARNING, AlertDescription.CLOSE_NOTIFY)
-        self._close_sent = True
+        self._stop_sending()
 
     # Sending.
 
@@ -184,11 +184,13 @@ class DelegatedConnection:
             self._outgoing = records
 
     def _send_alert(self, level: AlertLevel, description: AlertDescription) -> None:
-        """A fatal alert ends the sending half."""
-        if self._close_sent:
-            return
-        self._send(ContentType.ALERT, Alert(level, description).encode())
-        self._close_sent = level == AlertLevel.FATAL
+        """A key that is used up protects no alert either."""
+        if not self._sending_ended and self._sending.protection.records_left:
+            self._send(ContentType.ALERT, Alert(level, description).encode())
+
+    def _stop_sending(self) -> None:
+        self._sending_ended = True
+        self._sending.wipe()
 
     def _renew_sending_key(self, count: int) -> None:
         if self._version == ProtocolVersion.TLS_1_3:
@@ -198,7 +200,7 @@ class DelegatedConnection:
 
     def _ask_for_new_key(self) -> None:
         """Once for each key of the server that wears out; and answer the server's own request, if any."""
-        if self._close_sent or self._version != ProtocolVersion.TLS_1_3:
+        if self._sending_ended or self._version != ProtocolVersion.TLS_1_3:
             return
         receiving = self._receiving
         if receiving.protection.records_left < UPDATE_MARGIN and not receiving.update_requested:
@@ -230,8 +232,10 @@ class DelegatedConnection:
         except PeerError as error:
             self._end(error)
             self._send_alert(AlertLevel.FATAL, error.alert)
+            self._stop_sending()
         except AlertReceived as error:
             self._end(error)
+            self._stop_sending()  # RFC 8446 section 6.2
         if end > given:
             self._guard.progress()
             yield end

@@ -328,6 +328,9 @@ def test_fatal_alert(code: CipherSuite, level: int) -> None:
         with pytest.raises(AlertReceived) as error:
             connection.next_event()
         assert error.value.description == AlertDescription.UNKNOWN_CA
+    with pytest.raises(ConnectionClosed):
+        connection.send_data(b"more")
+    connection.close()
     assert connection.data_to_send() == b""
 
 
@@ -583,6 +586,16 @@ def test_a_used_up_key_of_tls12_ends_the_session_in_order() -> None:
     assert events(connection) == [DataReceived(b"answer")]
     connection.close()
     assert peer.open(connection.data_to_send()) == [(DATA, b"last"), (ALERT, CLOSE_NOTIFY)]
+
+
+def test_a_used_up_key_of_tls12_is_not_overdone_by_alerts() -> None:
+    connection, peer = session(GCM_12, client_sequence=limit(GCM_12) - 1)
+    hello_request = encode_message(HelloRequest())
+    connection.receive_data(peer.send(HANDSHAKE, hello_request) + peer.send(HANDSHAKE, hello_request))
+    connection.close()
+    assert len(peer.open(connection.data_to_send())) == 1
+    with pytest.raises(ConnectionClosed):
+        connection.send_data(b"x")
 
 
 # Renegotiation
