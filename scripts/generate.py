@@ -22,7 +22,9 @@ def generate(into: Path) -> None:
     arguments += [f"--{kind}_out={into}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     if protoc.main([*arguments, *map(str, protos)]) != 0:
         sys.exit(1)
-    (into / "vmtoken/v1/__init__.py").write_text('"""Generated from proto/vmtoken/v1 by scripts/generate.py."""\n')
+    (into / "vmtoken/v1/__init__.py").write_text(
+        '"""Generated from proto/vmtoken/v1 by scripts/generate.py."""\n'
+    )
 
 
 def main() -> None:
@@ -35,7 +37,9 @@ def main() -> None:
         if "--check" in sys.argv[1:]:
             stale = filecmp.cmpfiles(fresh, committed, names, shallow=False)
             outdated = stale[1] + stale[2]
-            sys.exit(f"vmtoken/v1 is out of date: {', '.join(outdated)}. Run 'make proto'." if outdated else 0)
+            sys.exit(
+                f"vmtoken/v1 is out of date: {', '.join(outdated)}. Run 'make proto'." if outdated else 0
+            )
         shutil.rmtree(committed, ignore_errors=True)
         shutil.copytree(fresh, committed)
 
