@@ -23,6 +23,7 @@ from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.tls.der import CertificateFields
 from vmtoken.tls.errors import (
     BadCertificate,
+    BadCertificateStatusResponse,
     CertificateExpired,
     CertificateUnknown,
     PeerError,
@@ -94,6 +95,9 @@ class VerifiedPath:
     valid_until: datetime
     """The first and the last moment within the dates of all certificates."""
 
+    must_staple: bool
+    """The leaf says that its server always staples an OCSP response (RFC 7633)."""
+
     @classmethod
     def of(cls, server_name: str, certificates: Sequence[x509.Certificate]) -> VerifiedPath:
         """Gather what is needed; raises `BadCertificate` for a public key that cannot be used."""
@@ -107,6 +111,7 @@ class VerifiedPath:
             public_key=PublicKey.of(certificates[0]),
             valid_from=max(certificate.not_valid_before_utc for certificate in certificates),
             valid_until=min(certificate.not_valid_after_utc for certificate in certificates),
+            must_staple=_must_staple(certificates[0]),
         )
 
 
@@ -183,6 +188,10 @@ class CertificateVerifier:
         if path is None:
             path = self._find_path(self._parse(chain))
             self.trust.remember(chain, path)
+        if path.must_staple and not any(staples[:1]):
+            raise BadCertificateStatusResponse(
+                f"the certificate of {self.server_name} demands an OCSP response, and none came with it"
+            )
         for certificate, staple in zip(chain, staples, strict=False):
             if staple is not None:
                 self._verify_staple(path, certificate, staple)
@@ -202,11 +211,11 @@ class CertificateVerifier:
     def _find_path(self, certificates: list[x509.Certificate]) -> VerifiedPath:
         try:
             found = self._verifier(self.subject).verify(certificates[0], certificates[1:])
+            return VerifiedPath.of(self.server_name, found)
         except verification.VerificationError as error:
             raise self._explain(certificates) from error
         except UNPARSABLE as error:
             raise self._unparsable() from error
-        return VerifiedPath.of(self.server_name, found)
 
     def _verify_staple(self, path: VerifiedPath, certificate: bytes, staple: bytes) -> None:
         """Of a certificate that is on the path and not its anchor."""
@@ -305,6 +314,14 @@ _CA_POLICY = (
 _LEAF_POLICY = verification.ExtensionPolicy.webpki_defaults_ee().may_be_present(
     x509.AuthorityKeyIdentifier, verification.Criticality.NON_CRITICAL, None
 )
+
+
+def _must_staple(leaf: x509.Certificate) -> bool:
+    try:
+        features = leaf.extensions.get_extension_for_class(x509.TLSFeature).value
+    except x509.ExtensionNotFound:
+        return False
+    return x509.TLSFeatureType.status_request in features
 
 
 def _is_for_servers(leaf: x509.Certificate) -> bool:

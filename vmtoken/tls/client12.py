@@ -287,7 +287,7 @@ class AwaitConsent(_Clear):
         if answer is None:
             return ending.send_finished(output)
         output.emit(SignatureNeeded(answer[1], transcript.messages))
-        return _Sign(ending)
+        return _Sign(answer[1], ending)
 
     def _exchange_keys(self, output: Output) -> bytes:
         (share,) = key_exchange.generate((self.share.group,))
@@ -307,6 +307,7 @@ class _Sign(ExpectSignature):
 
     def sign(self, scheme: SignatureScheme, signature: bytes, output: Output) -> State:
         """CertificateVerify, then Finished."""
+        self.check(scheme)
         self.ending.handshake.transcript.add(output.send(CertificateVerify(scheme, signature)))
         return self.ending.send_finished(output)
 

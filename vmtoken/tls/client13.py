@@ -335,7 +335,7 @@ class AwaitConsent(_ServerFinished):
             return self._finish(output, certificate_sent=self._was_certificate_sent())
         content = client_content(self.handshake.transcript.digest())
         output.emit(SignatureNeeded(answer[1], content))
-        return _Sign(self)
+        return _Sign(answer[1], self)
 
     def _certificate(self) -> tuple[Credential, SignatureScheme] | None:
         config = self.handshake.config
@@ -418,4 +418,5 @@ class _Sign(ExpectSignature):
 
     def sign(self, scheme: SignatureScheme, signature: bytes, output: Output) -> State:
         """Send it, and Finished."""
+        self.check(scheme)
         return self.consent.send_signature(scheme, signature, output)

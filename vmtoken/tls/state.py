@@ -92,10 +92,16 @@ class State:
         raise LocalError("no signature was asked for")
 
 
+@dataclass(frozen=True, slots=True)
 class ExpectSignature(State):
     """The client's key must sign; what the server sends meanwhile waits."""
 
-    __slots__ = ()
+    scheme: SignatureScheme
+
+    def check(self, scheme: SignatureScheme) -> None:
+        """Raise unless the key signed with what was asked for: the server would not take anything else."""
+        if scheme is not self.scheme:
+            raise LocalError(f"a signature with {self.scheme.name} was asked for, not with {scheme.name}")
 
 
 Exporter = Callable[[str, bytes | None, int], bytes]

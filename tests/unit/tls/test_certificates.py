@@ -23,6 +23,7 @@ from vmtoken.tls.certificates import (
 from vmtoken.tls.codes import ProtocolVersion, SignatureScheme
 from vmtoken.tls.errors import (
     BadCertificate,
+    BadCertificateStatusResponse,
     CertificateExpired,
     CertificateRevoked,
     CertificateUnknown,
@@ -285,3 +286,15 @@ def test_the_staple_of_a_known_path_is_verified_each_time() -> None:
     verifier.verify(identity.chain_der, (good,))
     with pytest.raises(CertificateRevoked):
         verifier.verify(identity.chain_der, (revoked,))
+
+
+def test_a_certificate_that_demands_a_staple_is_refused_without_one() -> None:
+    """RFC 7633."""
+    feature = x509.TLSFeature([x509.TLSFeatureType.status_request])
+    identity = leaf(extensions=[(feature, False)])
+    verifier = CertificateVerifier(SERVER_NAME, subject_of(SERVER_NAME), TrustStore([identity.root_der]), NOW)
+    staple = pki().intermediate.ocsp_response(identity.certificate)
+    verifier.verify(identity.chain_der, (staple, None))
+    for staples in ((), (None,), (None, staple)):
+        with pytest.raises(BadCertificateStatusResponse):
+            verifier.verify(identity.chain_der, staples)
