@@ -6,11 +6,14 @@ import cProfile
 import functools
 import io
 import pstats
+import time
 from collections.abc import Iterator, Sequence
 
 from benchmarks.bench import TOKEN, Bench
+from benchmarks.echo import echo_stream
 from benchmarks.engine import our_client, ssl_server
-from benchmarks.rows import median
+from benchmarks.local import LocalSession, client_context
+from benchmarks.rows import in_turns, median
 from tests.support.pki import SERVER_NAME, client_identity, server_identity
 from tests.support.stack_client import StackClient
 from vmtoken.tls.codes import NamedGroup
@@ -21,9 +24,10 @@ SHOWN = 25
 
 
 def report(bench: Bench) -> Iterator[str]:
-    """The engine by function, and a handshake through the stack by step."""
+    """The engine by function, a handshake through the stack by step, and what no step can be cheaper than."""
     yield _engine(bench)
     yield _steps(bench)
+    yield _floor(bench)
 
 
 def _engine(bench: Bench) -> str:
@@ -53,6 +57,26 @@ def _step(steps: Sequence[pb.TimelineStep]) -> str:
     )
     times = f"at {at:>6,.0f} us: {queue:>5,.0f} in the queue, {token:>5,.0f} in the token"
     return f"  {one.name:<16} {times}; {one.apdus} APDUs, {one.sent} octets out, {one.received} in"
+
+
+def _floor(bench: Bench) -> str:
+    """A full handshake takes two exchanges with the broker; here is one with nothing behind it."""
+    context = client_context(client_identity(), bench.directory)
+    port = bench.servers["1.3"].port
+
+    def local() -> float:
+        started = time.perf_counter()
+        LocalSession(context, port).close()
+        return (time.perf_counter() - started) * 1e6
+
+    with echo_stream(bench.directory) as stream:
+        echo, handshake = (
+            median(series) for series in in_turns([stream.round_trip, local], bench.rounds(300, 60))
+        )
+    return (
+        f"One message there and back on an open gRPC stream, nothing behind it: {echo:,.0f} us\n"
+        f"A whole full handshake of Python's ssl, in turns with it:             {handshake:,.0f} us"
+    )
 
 
 def _timelines(bench: Bench) -> list[Sequence[pb.TimelineStep]]:
