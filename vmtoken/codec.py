@@ -75,6 +75,14 @@ class Reader:
             raise DecodeError(f"a block of {len(content)} octets does not hold items of {item_size}")
         return struct.unpack(f"!{count}{_FORMATS[item_size]}", content)
 
+    def opaques(self, length_size: int, item_length_size: int, minimum: int = 1) -> tuple[bytes, ...]:
+        """A block of at least one block, each of at least `minimum` octets, and nothing else."""
+        items: list[bytes] = []
+        with self.block(length_size, minimum=item_length_size + minimum) as block:
+            while block.remaining:
+                items.append(block.opaque(item_length_size, minimum=minimum))
+        return tuple(items)
+
     def rest(self) -> bytes:
         """All that is left."""
         return self.raw(self.remaining)

@@ -71,6 +71,14 @@ def test_uints_are_at_least_one_and_whole(block: bytes) -> None:
         Reader(block).uints(1, 2)
 
 
+def test_blocks_in_a_block() -> None:
+    assert Reader(b"\x04\x01a\x01b").opaques(1, 1) == (b"a", b"b")
+    for wrong in (b"\x00", b"\x01\x00", b"\x03\x01a\x00", b"\x03\x01a\x01"):
+        with pytest.raises(DecodeError):
+            Reader(wrong).opaques(1, 1)
+    assert Reader(b"\x01\x00").opaques(1, 1, minimum=0) == (b"",)
+
+
 def test_nested_blocks() -> None:
     writer = Writer()
     with writer.block(2), writer.block(1):

@@ -26,15 +26,6 @@ from vmtoken.tls.extensions import Context, Extensions, OfferedPsks, SelectedVer
 HEADER_LENGTH = 4
 """Octets of a handshake message before its body: type, length."""
 
-MAX_CERTIFICATE_MESSAGE = 100 * 1024
-"""Octets of a Certificate, CertificateRequest or CertificateStatus body: the default of OpenSSL.
-
-Four ML-DSA-87 certificates with an OCSP response are about 40 KiB; long lists of CA names, 60 KiB.
-"""
-
-MAX_MESSAGE = 66 * 1024
-"""Octets of any other body: the largest ticket or list of extensions (65535) fits."""
-
 MAX_CERTIFICATES = 16
 """In one chain. Real chains have two to four, cross-signed ones up to six."""
 
@@ -93,21 +84,9 @@ def decode_message(octets: bytes, version: ProtocolVersion | None = None) -> Han
         raise MalformedMessage(f"{name} from the peer does not parse: {error}") from error
 
 
-def max_body_length(handshake_type: int) -> int:
-    """The limit of ours for the body of a message, in octets."""
-    return MAX_CERTIFICATE_MESSAGE if handshake_type in _WITH_CERTIFICATES else MAX_MESSAGE
-
-
-_WITH_CERTIFICATES = frozenset(
-    {HandshakeType.CERTIFICATE, HandshakeType.CERTIFICATE_REQUEST, HandshakeType.CERTIFICATE_STATUS}
-)
-
-
 @dataclass(frozen=True, slots=True)
-class HelloRequest:
-    """RFC 5246 section 7.4.1.1: the server wants to renegotiate."""
-
-    handshake_type: ClassVar = HandshakeType.HELLO_REQUEST
+class _Empty:
+    """A message whose type says everything."""
 
     def encode(self, writer: Writer) -> None:
         """Nothing to write."""
@@ -116,6 +95,13 @@ class HelloRequest:
     def decode(cls, reader: Reader) -> Self:
         """Nothing to read."""
         return cls()
+
+
+class HelloRequest(_Empty):
+    """RFC 5246 section 7.4.1.1: the server wants to renegotiate."""
+
+    __slots__ = ()
+    handshake_type: ClassVar = HandshakeType.HELLO_REQUEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,19 +407,11 @@ class ServerKeyExchange:
         writer.opaque(self.public, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerHelloDone:
+class ServerHelloDone(_Empty):
     """RFC 5246 section 7.4.5."""
 
+    __slots__ = ()
     handshake_type: ClassVar = HandshakeType.SERVER_HELLO_DONE
-
-    def encode(self, writer: Writer) -> None:
-        """Nothing to write."""
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Self:
-        """Nothing to read."""
-        return cls()
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,19 +545,11 @@ class KeyUpdate:
         return cls(reader.uint(1))
 
 
-@dataclass(frozen=True, slots=True)
-class EndOfEarlyData:
+class EndOfEarlyData(_Empty):
     """RFC 8446 section 4.5. A client that never sends early data never sends it."""
 
+    __slots__ = ()
     handshake_type: ClassVar = HandshakeType.END_OF_EARLY_DATA
-
-    def encode(self, writer: Writer) -> None:
-        """Nothing to write."""
-
-    @classmethod
-    def decode(cls, reader: Reader) -> Self:
-        """Nothing to read."""
-        return cls()
 
 
 class _Decodable(Protocol):

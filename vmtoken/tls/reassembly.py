@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from vmtoken.tls.codes import HandshakeType, name_of
 from vmtoken.tls.errors import IllegalParameter, UnexpectedMessage
-from vmtoken.tls.messages import HEADER_LENGTH, max_body_length
+from vmtoken.tls.messages import HEADER_LENGTH
+
+MAX_CERTIFICATE_MESSAGE = 100 * 1024
+"""Octets of a Certificate, CertificateRequest or CertificateStatus body: the default of OpenSSL.
+
+Four ML-DSA-87 certificates with an OCSP response are about 40 KiB; long lists of CA names, 60 KiB.
+"""
+
+MAX_MESSAGE = 66 * 1024
+"""Octets of any other body: the largest ticket or list of extensions (65535) fits."""
 
 
 class HandshakeReassembler:
@@ -44,3 +53,13 @@ class HandshakeReassembler:
         message = bytes(self._held[:end])
         del self._held[:end]
         return message
+
+
+def max_body_length(handshake_type: int) -> int:
+    """The limit of ours for the body of a message, in octets."""
+    return MAX_CERTIFICATE_MESSAGE if handshake_type in _WITH_CERTIFICATES else MAX_MESSAGE
+
+
+_WITH_CERTIFICATES = frozenset(
+    {HandshakeType.CERTIFICATE, HandshakeType.CERTIFICATE_REQUEST, HandshakeType.CERTIFICATE_STATUS}
+)

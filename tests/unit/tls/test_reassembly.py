@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from tests.support.tls_messages import MESSAGES
+from vmtoken.tls.codes import HandshakeType
 from vmtoken.tls.errors import IllegalParameter, UnexpectedMessage
-from vmtoken.tls.messages import MAX_CERTIFICATE_MESSAGE, MAX_MESSAGE, encode_message
-from vmtoken.tls.reassembly import HandshakeReassembler
+from vmtoken.tls.messages import encode_message
+from vmtoken.tls.reassembly import MAX_CERTIFICATE_MESSAGE, MAX_MESSAGE, HandshakeReassembler, max_body_length
 
 ENCODED = [encode_message(message) for _, message in MESSAGES]
 STREAM = b"".join(ENCODED)
@@ -48,3 +49,10 @@ def test_a_message_that_is_too_long_is_refused_by_its_header(handshake_type: int
     reassembler.add(header + (limit + 1).to_bytes(3, "big"))
     with pytest.raises(IllegalParameter, match=f"more than the {limit}"):
         reassembler.next_message()
+
+
+def test_limits_let_what_the_format_can_hold_through() -> None:
+    assert max_body_length(HandshakeType.CERTIFICATE) == MAX_CERTIFICATE_MESSAGE
+    assert max_body_length(HandshakeType.NEW_SESSION_TICKET) == MAX_MESSAGE
+    assert max_body_length(99) == MAX_MESSAGE
+    assert MAX_MESSAGE > 65535 + 4 + 4 + 256 + 2
