@@ -139,7 +139,6 @@ class ClientConnection:
         if isinstance(message, bytes):
             return self._state.handle(decode_message(message, self._state.version), message, self._records)
         if self._state.ignores_change_cipher_spec:
-            self._records.ignore_change_cipher_spec()
             return self._state
         return self._state.change_cipher_spec(self._records)
 

@@ -149,10 +149,7 @@ class _Clear(State):
 class ExpectCertificate(_Clear):
     """RFC 5246 section 7.4.2."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.CERTIFICATE,)
+    expected = (HandshakeType.CERTIFICATE,)
 
     handshake: Handshake
 
@@ -168,16 +165,11 @@ class ExpectCertificate(_Clear):
 class ExpectServerKeyExchange(_Clear):
     """RFC 8422 section 5.4; before it, perhaps, CertificateStatus (RFC 6066 section 8)."""
 
+    expected = (HandshakeType.CERTIFICATE_STATUS, HandshakeType.SERVER_KEY_EXCHANGE)
+
     handshake: Handshake
     chain: tuple[bytes, ...]
     staple: bytes | None = None
-
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        if self._may_staple:
-            return HandshakeType.CERTIFICATE_STATUS, HandshakeType.SERVER_KEY_EXCHANGE
-        return (HandshakeType.SERVER_KEY_EXCHANGE,)
 
     @property
     def _may_staple(self) -> bool:
@@ -230,17 +222,12 @@ class ServerShare:
 class ExpectRequestOrDone(_Clear):
     """RFC 5246 sections 7.4.4 and 7.4.5."""
 
+    expected = (HandshakeType.CERTIFICATE_REQUEST, HandshakeType.SERVER_HELLO_DONE)
+
     handshake: Handshake
     server: VerifiedServer
     share: ServerShare
     request: CertificateRequest12 | None = None
-
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        if self.request is None:
-            return HandshakeType.CERTIFICATE_REQUEST, HandshakeType.SERVER_HELLO_DONE
-        return (HandshakeType.SERVER_HELLO_DONE,)
 
     def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
         """At ServerHelloDone the server is known; ask the driver whether to go on."""
@@ -410,12 +397,9 @@ class Ending:
 class ExpectChangeCipherSpec(_Clear):
     """RFC 5246 section 7.1; before it, if promised, the ticket (RFC 5077 section 3.3)."""
 
-    ending: Ending
+    expected = (HandshakeType.NEW_SESSION_TICKET,)
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.NEW_SESSION_TICKET,) if self._awaits_ticket else ()
+    ending: Ending
 
     @property
     def _awaits_ticket(self) -> bool:
@@ -443,10 +427,7 @@ class ExpectFinished(_Clear):
 
     ending: Ending
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.FINISHED,)
+    expected = (HandshakeType.FINISHED,)
 
     def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
         """Verify it. In a resumption it is the proof, and the client's Finished is still to come."""
@@ -457,6 +438,7 @@ class ExpectFinished(_Clear):
         verify_data = server_verify_data(handshake.suite, self.ending.master, digest)
         if not hmac.compare_digest(message.verify_data, verify_data):
             raise DecryptError("the server's Finished does not verify")
+        output.end_messages()
         handshake.transcript.add(encoded)
         if self.ending.resumed is None:
             return self.ending.complete(output)

@@ -144,10 +144,7 @@ class _Encrypted(State):
 class ExpectEncryptedExtensions(_Encrypted):
     """Section 4.3.1."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.ENCRYPTED_EXTENSIONS,)
+    expected = (HandshakeType.ENCRYPTED_EXTENSIONS,)
 
     handshake: Handshake
 
@@ -172,10 +169,7 @@ class ExpectEncryptedExtensions(_Encrypted):
 class ExpectCertificateOrRequest(_Encrypted):
     """The server may ask for a certificate before it sends its own."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.CERTIFICATE_REQUEST, HandshakeType.CERTIFICATE)
+    expected = (HandshakeType.CERTIFICATE_REQUEST, HandshakeType.CERTIFICATE)
 
     handshake: Handshake
     agreement: Agreement
@@ -196,10 +190,7 @@ class ExpectCertificateOrRequest(_Encrypted):
 class ExpectCertificate(_Encrypted):
     """Section 4.4.2."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.CERTIFICATE,)
+    expected = (HandshakeType.CERTIFICATE,)
 
     handshake: Handshake
     agreement: Agreement
@@ -230,10 +221,7 @@ class ExpectCertificate(_Encrypted):
 class ExpectCertificateVerify(_Encrypted):
     """The server must prove that the certificate it sent is its own (section 4.4.3)."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.CERTIFICATE_VERIFY,)
+    expected = (HandshakeType.CERTIFICATE_VERIFY,)
 
     handshake: Handshake
     agreement: Agreement
@@ -255,10 +243,7 @@ class ExpectCertificateVerify(_Encrypted):
 class ExpectFinished(_Encrypted):
     """Section 4.4.4: after it the server is known, certificate or PSK."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.FINISHED,)
+    expected = (HandshakeType.FINISHED,)
 
     handshake: Handshake
     agreement: Agreement
@@ -272,6 +257,7 @@ class ExpectFinished(_Encrypted):
         handshake = self.handshake
         if not hmac.compare_digest(message.verify_data, handshake.verify_data(handshake.server_secret)):
             raise DecryptError("the server's Finished does not verify")
+        output.end_messages()
         handshake.transcript.add(encoded)
         application = _application_secrets(handshake, output)
         output.emit(ServerAuthenticated(self.server, resumed=handshake.session is not None))

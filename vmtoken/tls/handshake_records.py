@@ -75,10 +75,6 @@ class HandshakeRecords:
         """Octets that came and were not looked at."""
         return self._reader.held
 
-    def ignore_change_cipher_spec(self) -> None:
-        """One came that does not matter; but not without end."""
-        self._guard.empty_record()
-
     def _change_cipher_spec(self, record: bytes) -> Signal:
         """It stands in clear and by itself: encrypted ones belong to renegotiation, which never happens."""
         if (
@@ -86,6 +82,7 @@ class HandshakeRecords:
             or not self._reassembler.is_empty
         ):
             raise UnexpectedMessage("a change_cipher_spec that belongs nowhere")
+        self._guard.empty_record()
         return Signal.CHANGE_CIPHER_SPEC
 
     def _take(self, record: bytes, version: ProtocolVersion | None) -> None:
@@ -138,9 +135,13 @@ class HandshakeRecords:
 
     def protect_reading(self, suite: Suite, secret: bytes) -> None:
         """What comes from now on is encrypted with this secret. Only between messages: section 5.1."""
-        if not self._reassembler.is_empty:
-            raise UnexpectedMessage("a message that goes on beyond a change of keys")
+        self.end_messages()
         self._reading = record_protection(suite, secret, limit=self._receive_limit)
+
+    def end_messages(self) -> None:
+        """What follows is under another key, or not for the handshake; it starts with a record."""
+        if not self._reassembler.is_empty:
+            raise UnexpectedMessage("more of a message in a record that should have ended with it")
 
     def limit_records(self, send_limit: int) -> None:
         """The server takes no more plaintext than this in a record."""

@@ -68,10 +68,7 @@ def _with_binder(
 class ExpectServerHello(State):
     """The server chooses version, suite and share, or asks once for another hello."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come."""
-        return (HandshakeType.SERVER_HELLO,)
+    expected = (HandshakeType.SERVER_HELLO,)
 
     offer: Offer
     transcript: TranscriptBuffer
@@ -127,10 +124,8 @@ class ExpectServerHello(State):
             raise UnsupportedVersion(
                 f"the server chose protocol version {hello.legacy_version:#06x}, which is none of ours"
             )
-        if self.offer.config.offers_tls13 and hello.random[-8:] in (
-            DOWNGRADE_TO_TLS_1_2,
-            DOWNGRADE_TO_TLS_1_1,
-        ):
+        is_downgrade = hello.random.endswith((DOWNGRADE_TO_TLS_1_2, DOWNGRADE_TO_TLS_1_1))
+        if self.offer.config.offers_tls13 and is_downgrade:
             raise IllegalParameter("somebody on the way removed TLS 1.3 from what was offered")
         if ProtocolVersion.TLS_1_2 not in self.offer.config.versions:
             raise UnsupportedVersion("the server speaks TLS 1.2 at most, which is not allowed here")

@@ -46,6 +46,10 @@ class Output(Protocol):
         """
         ...
 
+    def end_messages(self) -> None:
+        """No more handshake messages: raises `UnexpectedMessage` if more came in the same record."""
+        ...
+
     def limit_records(self, send_limit: int) -> None:
         """The server takes no more plaintext than this in a record, in octets."""
         ...
@@ -70,10 +74,8 @@ class State:
     ignores_change_cipher_spec: ClassVar[bool] = False
     """RFC 8446 section 5: a TLS 1.3 client drops them between its hello and the server's Finished."""
 
-    @property
-    def expected(self) -> tuple[HandshakeType, ...]:
-        """What may come, for error messages."""
-        return ()
+    expected: ClassVar[tuple[HandshakeType, ...]] = ()
+    """What may come, for error messages."""
 
     def handle(self, message: HandshakeMessage, encoded: bytes, output: Output) -> State:
         """Take a message; `encoded` is the same with its header. Raises `PeerError`."""

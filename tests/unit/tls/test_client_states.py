@@ -25,6 +25,7 @@ from vmtoken.tls.messages import (
     ClientHello,
     ClientKeyExchange,
     Finished,
+    HelloRequest,
     KeyUpdate,
     NewSessionTicket12,
     NewSessionTicket13,
@@ -129,6 +130,31 @@ def test_change_cipher_spec_may_not_cut_a_message() -> None:
         bytes(server.steps[0].protection.protect(ContentType.HANDSHAKE, part)) for part in (content[:9],)
     )
     assert_refused(lambda: client.receive(flight + CCS), client, A.UNEXPECTED_MESSAGE)
+
+
+def test_change_cipher_spec_without_end_is_refused_before_the_server_hello() -> None:
+    client = Client(config())
+    client.connection.data_to_send()
+    assert_refused(lambda: client.receive(CCS * 40), client, A.UNEXPECTED_MESSAGE)
+
+
+def test_nothing_may_stand_behind_finished_in_its_record() -> None:
+    client, server = first_flight(TLS13)
+    client.receive(server.flight_until("FINISHED"))
+    content = server.steps[0].content + encode_message(NewSessionTicket13(1, 0, b"", b"x"))
+    record = bytes(server.writing.protect(ContentType.HANDSHAKE, content))
+    assert_refused(lambda: client.receive(record), client, A.UNEXPECTED_MESSAGE)
+    assert not any(isinstance(event, ServerAuthenticated) for event in client.events)
+
+
+def test_nothing_may_stand_behind_finished_in_its_record_in_tls_1_2() -> None:
+    client, server = first_flight(TLS12)
+    assert isinstance(server, FakeServer12)
+    server.receive_key_exchange(client.receive(server.whole_flight()))
+    client.receive(server.flight_until("FINISHED"))
+    content = server.steps[0].content + encode_message(HelloRequest())
+    record = bytes(server.writing.protect(ContentType.HANDSHAKE, content))
+    assert_refused(lambda: client.receive(record), client, A.UNEXPECTED_MESSAGE)
 
 
 @BOTH
