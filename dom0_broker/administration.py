@@ -14,13 +14,13 @@ from typing import Protocol
 
 from cryptography import x509
 
-from dom0_broker.audit import AuditLog, Fields
+from dom0_broker.audit import AuditError, AuditLog, Fields
 from dom0_broker.domains import DomainIdentity, checked_name, parsed_uuid
 from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
 from dom0_broker.policy import Outcome, PolicyRequest, spki_sha256
 from dom0_broker.store import BindingRecord, Store, VmRecord
-from vmtoken.errors import Conflict, InvalidRequest
+from vmtoken.errors import Conflict, InvalidRequest, VmTokenError
 from vmtoken.token import Assurance
 
 
@@ -147,5 +147,8 @@ class VmAdministration:
 
 
 async def recorded(audit: AuditLog, event: str, fields: Fields) -> None:
-    """Write a record without stopping the event loop."""
-    await asyncio.to_thread(audit.append, event, fields)
+    """Write a record without stopping the event loop. Raises `VmTokenError`; the change stays."""
+    try:
+        await asyncio.to_thread(audit.append, event, fields)
+    except AuditError as error:
+        raise VmTokenError(f"It is done, but not in the audit log: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import resource
 import signal
@@ -13,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from dom0_broker.administration import VmAdministration
+from dom0_broker.administration import VmAdministration, recorded
 from dom0_broker.admission import Quotas
 from dom0_broker.audit import AuditError, AuditLog, AuditNotes
 from dom0_broker.backends.registry import BackendSettings, TokenBackend, backend_for
@@ -32,6 +33,7 @@ from dom0_broker.services.admin_service import AdminService, BrokerControl
 from dom0_broker.sessions import Sessions
 from dom0_broker.store import Store
 from vmtoken.clock import Clock, SystemClock
+from vmtoken.errors import VmTokenError
 from vmtoken.notify import notify, watchdog_interval
 from vmtoken.settings import SettingsError
 
@@ -135,7 +137,7 @@ class App:
             changed = list(_differences(self.config, read_config(self._config_path)))
         self._policy = policy = read_policy(self.config.policy_dir)
         fields = {"rules": len(policy.rules)}
-        await asyncio.to_thread(self._desk.audit.append, "policy-loaded", fields)
+        await recorded(self._desk.audit, "policy-loaded", fields)
         return policy, changed
 
     def _new_desk(self, elements: Elements) -> Desk:
@@ -207,6 +209,7 @@ async def run(app: App) -> None:
         loop.add_signal_handler(number, stopped.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
     await app.start()
+    gc.freeze()  # what the start made stays: it need not be looked through between handshakes
     notify("READY=1")
     await stopped.wait()
     notify("STOPPING=1")
@@ -224,8 +227,11 @@ def forbid_core_dumps() -> None:
 async def _reload(app: App) -> None:
     try:
         policy, changed = await app.reload()
-    except (PolicyError, SettingsError, AuditError) as error:
+    except (PolicyError, SettingsError) as error:
         log.error("reload refused, the earlier policy stays", extra={"because": str(error)})  # noqa: TRY400
+        return
+    except VmTokenError as error:
+        log.error("reloaded, but not recorded", extra={"because": str(error)})  # noqa: TRY400
         return
     log.info("reloaded", extra={"rules": len(policy.rules), "needs_restart": ",".join(changed)})
 

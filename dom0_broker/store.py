@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dom0_broker.domains import DomainIdentity
-from vmtoken.errors import AlreadyExists, Conflict, NotFound
+from vmtoken.errors import AlreadyExists, Conflict, NotFound, VmTokenError
 
 _SCHEMA: Final = (
     """
@@ -90,7 +90,10 @@ class CaRecord:
 
 
 class Store:
-    """The database. Methods block until the disk has it; any thread may call them."""
+    """The database. Methods block until the disk has it; any thread may call them.
+
+    A change that the disk does not take raises `VmTokenError`, and nothing has changed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -193,6 +196,8 @@ class Store:
                 if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
                     raise (Conflict(bound) if bound else NotFound(absent)) from error
                 raise AlreadyExists(taken) from error
+            except sqlite3.Error as error:
+                raise VmTokenError(f"The database cannot be changed: {error}.") from error
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -23,6 +23,7 @@ from dom0_broker.store import VmRecord
 from vmtoken.errors import InvalidRequest
 from vmtoken.rpc import convert
 from vmtoken.secret import SecretBytes
+from vmtoken.settings import SettingsError
 from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.token import Assurance
 from vmtoken.v1 import admin_service_pb2 as pb
@@ -87,7 +88,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         """Read configuration and policy again."""
         try:
             policy, needs_restart = await self._control.reload()
-        except PolicyError as error:
+        except (PolicyError, SettingsError) as error:
             raise InvalidRequest(f"The earlier policy stays in force: {error}") from error
         return pb.ReloadResponse(policy_rules=len(policy.rules), needs_restart=needs_restart)
 

@@ -14,7 +14,7 @@ import pytest
 
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.store import BindingRecord, CaRecord, Store, StoreError, TokenRecord, VmRecord
-from vmtoken.errors import AlreadyExists, Conflict, NotFound
+from vmtoken.errors import AlreadyExists, Conflict, NotFound, VmTokenError
 
 WEB01 = DomainIdentity(uuid.UUID(int=1), "web01")
 WEB02 = DomainIdentity(uuid.UUID(int=2), "web02")
@@ -105,6 +105,15 @@ def test_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "broker.sqlite").write_bytes(b"something else " * 100)
     with pytest.raises(StoreError, match="cannot be used"):
         Store(tmp_path / "broker.sqlite")
+
+
+def test_full_disk_changes_nothing(store: Store) -> None:
+    store.add_token(TOKEN)
+    store._database.execute("PRAGMA max_page_count = 1")  # SQLite keeps what there is, and takes no page more
+    with pytest.raises(VmTokenError, match="full"):
+        store.add_token(TokenRecord("big", "soft:big", b"x" * 100_000, None))
+    assert store.tokens() == [TOKEN]
+    store.set_user_pin("web", b"another sealed pin")
 
 
 _WRITER = """
