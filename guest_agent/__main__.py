@@ -8,6 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
+from guest_agent.allocator import keep_freed_blocks
 from guest_agent.app import run
 from guest_agent.config import DEFAULT_PATH, load_config
 from vmtoken.log import set_up
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check_config:
         sys.stdout.write(f"{options.config}: good\n")
         return 0
+    keep_freed_blocks()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # record keys do not go into core dumps
     set_up(config.log.level, as_json=config.log.format == "json")
     try:
