@@ -22,7 +22,7 @@ from vmtoken.cards.profile import (
     StartParameters,
 )
 from vmtoken.cards.records import RecordExchange, is_client_hello
-from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.cards.session import NONSENSE, CardSession, unavailable
 from vmtoken.eap.packet import MAX_PACKET_LENGTH
 from vmtoken.errors import (
     ClientCertificateRefused,
@@ -234,15 +234,15 @@ class EapTlsCard:
             return None
         assert self._server is not None
         export = ResultExport.decode(octets)
-        state = export.state
+        facts = export.facts
         return HandshakeResult(
             key_block=export.key_block,
-            session=state.session,
+            session=facts.session,
             server=self._server,
-            resumed=state.resumed,
-            alpn=state.alpn,
-            group=state.group_name,
-            client_certificate_sent=state.client_certificate_sent,
+            resumed=facts.resumed,
+            alpn=facts.alpn,
+            group=facts.group_name,
+            client_certificate_sent=facts.client_certificate_sent,
         )
 
     def _export_if_there(self, index: Export) -> bytes | None:
@@ -258,13 +258,13 @@ class EapTlsCard:
     def _closed_on_error(self) -> Iterator[None]:
         """A card that is gone or makes no sense is closed, and `TokenUnavailable`."""
         try:
-            with card_errors():
-                yield
-        except HandshakeFailed:
-            raise
+            yield
         except VmTokenError:
             self.close()
             raise
+        except NONSENSE as error:
+            self.close()
+            raise unavailable(error) from error
 
 
 def _parameters(start: HandshakeStart) -> StartParameters:

@@ -290,54 +290,35 @@ _CLIENT_CERTIFICATE_SENT = 0x02
 
 
 @dataclass(frozen=True, slots=True)
-class SessionState:
-    """Export 82: what a session is, without its keys."""
+class SessionFacts:
+    """What the host knows of a session beside its keys."""
 
-    version: ProtocolVersion
-    cipher_suite: CipherSuite
-    client_sequence: int
-    server_sequence: int
-    send_limit: int
-    receive_limit: int
     resumed: bool
     client_certificate_sent: bool
+    """In this handshake, or in the one that is resumed."""
+
     group: int | None
     alpn: str | None
     session: bytes
     """Handle for Take-Ticket; at most 32 octets."""
 
     def encode(self) -> bytes:
-        """Data objects 80 to 87."""
+        """Data objects 84 to 87."""
         flags = (_RESUMED if self.resumed else 0) | (
             _CLIENT_CERTIFICATE_SENT if self.client_certificate_sent else 0
         )
-        sequences = self.client_sequence.to_bytes(8, "big") + self.server_sequence.to_bytes(8, "big")
-        limits = self.send_limit.to_bytes(2, "big") + self.receive_limit.to_bytes(2, "big")
         return (
-            encode_tlv(0x80, self.version.to_bytes(2, "big"))
-            + encode_tlv(0x81, self.cipher_suite.to_bytes(2, "big"))
-            + encode_tlv(0x82, sequences)
-            + encode_tlv(0x83, limits)
-            + encode_tlv(0x84, bytes((flags,)))
+            encode_tlv(0x84, bytes((flags,)))
             + (b"" if self.group is None else encode_tlv(0x85, self.group.to_bytes(2, "big")))
             + (b"" if self.alpn is None else encode_tlv(0x86, self.alpn.encode("ascii")))
             + encode_tlv(0x87, self.session)
         )
 
     @classmethod
-    def decode(cls, octets: bytes) -> SessionState:
-        """Raises `DecodeError`."""
-        fields = _Fields(decode_fields(octets))
+    def of(cls, fields: _Fields) -> SessionFacts:
+        """Out of an export that holds them; raises `DecodeError`."""
         flags = fields.uint(0x84, 1)
-        client, server = _halves(fields.raw(0x82, 16))
-        send, receive = _halves(fields.raw(0x83, 4))
         return cls(
-            version=_version(fields.raw(0x80, 2)),
-            cipher_suite=_member(CipherSuite, fields.uint(0x81, 2)),
-            client_sequence=int.from_bytes(client, "big"),
-            server_sequence=int.from_bytes(server, "big"),
-            send_limit=int.from_bytes(send, "big"),
-            receive_limit=int.from_bytes(receive, "big"),
             resumed=bool(flags & _RESUMED),
             client_certificate_sent=bool(flags & _CLIENT_CERTIFICATE_SENT),
             group=fields.uint(0x85, 2) if 0x85 in fields else None,
@@ -348,28 +329,66 @@ class SessionState:
     @property
     def group_name(self) -> str | None:
         """The name of the group in the IANA registry."""
-        try:
-            return None if self.group is None else NamedGroup(self.group).name
-        except ValueError:
-            return f"{self.group:#06x}"
+        return None if self.group is None else name_of(NamedGroup, self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """Export 82: all that is no secret; it can be read after the key block is gone."""
+
+    version: ProtocolVersion
+    cipher_suite: CipherSuite
+    client_sequence: int
+    server_sequence: int
+    send_limit: int
+    receive_limit: int
+    facts: SessionFacts
+
+    def encode(self) -> bytes:
+        """Data objects 80 to 87."""
+        sequences = self.client_sequence.to_bytes(8, "big") + self.server_sequence.to_bytes(8, "big")
+        limits = self.send_limit.to_bytes(2, "big") + self.receive_limit.to_bytes(2, "big")
+        return (
+            encode_tlv(0x80, self.version.to_bytes(2, "big"))
+            + encode_tlv(0x81, self.cipher_suite.to_bytes(2, "big"))
+            + encode_tlv(0x82, sequences)
+            + encode_tlv(0x83, limits)
+            + self.facts.encode()
+        )
+
+    @classmethod
+    def decode(cls, octets: bytes) -> SessionState:
+        """Raises `DecodeError`."""
+        fields = _Fields(decode_fields(octets))
+        client, server = _halves(fields.raw(0x82, 16))
+        send, receive = _halves(fields.raw(0x83, 4))
+        return cls(
+            version=_version(fields.raw(0x80, 2)),
+            cipher_suite=_member(CipherSuite, fields.uint(0x81, 2)),
+            client_sequence=int.from_bytes(client, "big"),
+            server_sequence=int.from_bytes(server, "big"),
+            send_limit=int.from_bytes(send, "big"),
+            receive_limit=int.from_bytes(receive, "big"),
+            facts=SessionFacts.of(fields),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class ResultExport:
-    """Export 87: state and key block in one answer, once."""
+    """Export 87: the key block and the facts in one answer, once."""
 
-    state: SessionState
     key_block: KeyBlock
+    facts: SessionFacts
 
     def encode(self) -> bytes:
-        """Data objects A0 (state) and 81 (key block, as `KeyBlock.encode`)."""
-        return encode_tlv(0xA0, self.state.encode()) + encode_tlv(0x81, self.key_block.encode())
+        """Data objects 81 (as `KeyBlock.encode`) and 84 to 87."""
+        return encode_tlv(0x81, self.key_block.encode()) + self.facts.encode()
 
     @classmethod
     def decode(cls, octets: bytes) -> ResultExport:
         """Raises `DecodeError`."""
         fields = _Fields(decode_fields(octets))
-        return cls(SessionState.decode(fields.raw(0xA0)), KeyBlock.decode(fields.raw(0x81)))
+        return cls(KeyBlock.decode(fields.raw(0x81)), SessionFacts.of(fields))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,16 +96,23 @@ class CardSession:
         self.channel.close()
 
 
+NONSENSE = (StatusWordError, CardMisbehaved, DecodeError)
+"""What a card says or does wrong, where nobody expected it."""
+
+
 @contextmanager
 def card_errors() -> Iterator[None]:
-    """What a card says or does wrong, where nobody expected it, becomes `TokenUnavailable`."""
+    """Turns `NONSENSE` into `TokenUnavailable`."""
     try:
         yield
-    except StatusWordError as error:
-        if error.status == StatusWord.FILE_NOT_FOUND:
-            raise TokenUnavailable("the card holds no EAP-TLS application") from error
-        raise TokenUnavailable(
-            f"{error}, where it must not: was it reset or taken by somebody else?"
-        ) from error
-    except (CardMisbehaved, DecodeError) as error:
-        raise TokenUnavailable(f"the card's answer makes no sense: {error}") from error
+    except NONSENSE as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> TokenUnavailable:
+    """What `NONSENSE` is for those above."""
+    if not isinstance(error, StatusWordError):
+        return TokenUnavailable(f"the card's answer makes no sense: {error}")
+    if error.status == StatusWord.FILE_NOT_FOUND:
+        return TokenUnavailable("the card holds no EAP-TLS application")
+    return TokenUnavailable(f"{error}, where it must not: was it reset or taken by somebody else?")

@@ -30,6 +30,7 @@ _INS_GET_RESPONSE = 0xC0
 _FETCH = bytes.fromhex("A0 12 00 00")
 _CLA_CHAINING = 0x10
 
+_LE = tuple(bytes((le,)) for le in range(256))
 _SUCCESS = 0x9000
 _SW1_GET_RESPONSE = 0x61
 _SW1_WRONG_LE = 0x6C
@@ -83,14 +84,25 @@ class CardChannel:
     ) -> None:
         """`le_with_data` is False for T=0, where no Le follows data (ISO/IEC 7816-3 section 12.2)."""
         self._connection = connection
+        self._extended = limits.extended
         self._chaining = chaining
         self._le_with_data = le_with_data
-        self.limits = limits
+        self._limits = limits
         self.apdus = 0
         """APDUs sent so far."""
 
         self.octets = 0
         """Octets that went over the connection so far, both ways."""
+
+    @property
+    def limits(self) -> ApduLimits:
+        """What one APDU carries; may be changed once the card has said what it takes."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: ApduLimits) -> None:
+        self._limits = limits
+        self._extended = limits.extended
 
     def send(self, command: CommandApdu) -> bytes:
         """The data that answers a command; raise `StatusWordError` unless the card says 9000."""
@@ -114,7 +126,7 @@ class CardChannel:
 
     def _run(self, command: CommandApdu) -> tuple[bytes, int]:
         """Data and status word; plain numbers and octets, for a handshake takes dozens of APDUs."""
-        if len(command.data) > self.limits.command_data:
+        if len(command.data) > self._limits.command_data:
             command = self._send_all_but_last_part(command)
         data, status = self._transmit(self._encode(command))
         if status >> 8 == _SW1_WRONG_LE:
@@ -128,11 +140,11 @@ class CardChannel:
             part_header = (cla | _CLA_CHAINING, ins, p1, p2)
         else:
             part_header = (cla, ins, p1 | 1, p2)
-        limit = self.limits.command_data
+        limit = self._limits.command_data
         start = 0
         while len(data) - start > limit:
             part = CommandApdu(*part_header, data[start : start + limit])
-            _, status = self._transmit(part.encode(extended=self.limits.extended))
+            _, status = self._transmit(part.encode(extended=self._extended))
             if status != _SUCCESS:
                 raise StatusWordError(StatusWord(status), ins)
             start += limit
@@ -141,17 +153,18 @@ class CardChannel:
     def _encode(self, command: CommandApdu) -> bytes:
         if command.data and command.le is not None and not self._le_with_data:
             command = _with_le(command, None)
-        return command.encode(extended=self.limits.extended)
+        return command.encode(extended=self._extended)
 
     def _fetch(self, command: CommandApdu, data: bytes, status: int) -> tuple[bytes, int]:
-        """Collect what the card announced with 61xx (GET RESPONSE) or 9Fxx (FETCH); SW2 is the Le to ask with."""
+        """Collect what the card announced with 61xx (GET RESPONSE) or 9Fxx (FETCH); SW2 is the next Le."""
         get_response = bytes((command.cla & ~_CLA_CHAINING, _INS_GET_RESPONSE, 0, 0))
         parts, size = [data], len(data)
+        transmit = self._transmit
         for _ in range(_MAX_ROUNDS):
             header = get_response if status >> 8 == _SW1_GET_RESPONSE else _FETCH
-            data, status = self._transmit(header + bytes((status & 0xFF,)))
+            data, status = transmit(header + _LE[status & 0xFF])
             if status >> 8 == _SW1_WRONG_LE:
-                data, status = self._transmit(header + bytes((status & 0xFF,)))
+                data, status = transmit(header + _LE[status & 0xFF])
             parts.append(data)
             size += len(data)
             if status >> 8 not in _SW1_MORE:

@@ -41,8 +41,13 @@ class BerTlv(NamedTuple):
         objects = []
         position, end = 0, len(octets)
         while position < end:
-            tag, position = _decode_tag(octets, position)
-            length, position = _decode_length(octets, position)
+            tag = octets[position]
+            if tag & 0x1F != 0x1F and position + 1 < end and octets[position + 1] < 0x80:
+                length = octets[position + 1]  # nearly all objects are this simple
+                position += 2
+            else:
+                tag, position = _decode_tag(octets, position)
+                length, position = _decode_length(octets, position)
             if length > end - position:
                 raise DecodeError(f"data object {tag:02X} is cut off")
             objects.append(cls(tag, octets[position : position + length]))

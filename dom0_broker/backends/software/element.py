@@ -18,7 +18,7 @@ from dom0_broker.backends.software.parts import IncomingParts, OutgoingParts
 from vmtoken.cards.profile import AID, CLA, Features, Instruction
 from vmtoken.codec import DecodeError
 from vmtoken.errors import TokenUnavailable
-from vmtoken.iso7816.apdu import MAX_SHORT_DATA, MAX_SHORT_LE, CommandApdu
+from vmtoken.iso7816.apdu import MAX_SHORT_LE, CommandApdu
 from vmtoken.iso7816.channel import EXTENDED_APDUS, SHORT_APDUS
 from vmtoken.iso7816.status import StatusWord
 
@@ -62,6 +62,8 @@ class SoftwareElement:
         self._options = options
         self._random = random
         self._closed = False
+        limits = EXTENDED_APDUS if options.extended else SHORT_APDUS
+        self._max_data, self._max_le = limits.command_data, limits.response_data
         self._power_up()
 
     def transmit(self, command: bytes) -> bytes:
@@ -98,12 +100,17 @@ class SoftwareElement:
         self._outgoing = OutgoingParts(t0=self._options.t0)
 
     def _answer(self, command: CommandApdu) -> bytes:
-        self._check_form(command)
+        """Refuse what a card of this kind could not even receive; else fetch, collect or execute."""
+        if len(command.data) > self._max_data or (command.le or 0) > self._max_le:
+            raise CardError(StatusWord.WRONG_LENGTH)
+        if self._options.t0 and command.data and command.le is not None:
+            raise CardError(StatusWord.WRONG_LENGTH)
         if command.ins in (Instruction.GET_RESPONSE, Instruction.FETCH):
             return self._fetch(command)
-        repeated = self._outgoing.repeated(command)
-        if repeated is not None:
-            return repeated
+        if self._outgoing.is_waiting:
+            repeated = self._outgoing.repeated(command)
+            if repeated is not None:
+                return repeated
         whole = self._incoming.add(command)
         if whole is None:
             return StatusWord.SUCCESS.to_bytes(2, "big")
@@ -116,14 +123,6 @@ class SoftwareElement:
         if bytes(command[:4]) not in _FETCH_HEADERS:
             raise CardError(StatusWord.WRONG_P1_P2)
         return self._outgoing.next_part(command.le)
-
-    def _check_form(self, command: CommandApdu) -> None:
-        """Refuse what a card of this kind could not even receive."""
-        is_long = len(command.data) > MAX_SHORT_DATA or (command.le or 0) > MAX_SHORT_LE
-        if is_long and not self._options.extended:
-            raise CardError(StatusWord.WRONG_LENGTH)
-        if self._options.t0 and command.data and command.le is not None:
-            raise CardError(StatusWord.WRONG_LENGTH)
 
     def _execute(self, command: CommandApdu) -> bytes:
         if command.ins == _INS_SELECT:

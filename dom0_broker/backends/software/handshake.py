@@ -14,6 +14,7 @@ from vmtoken.cards.profile import (
     FailureExport,
     Mode,
     ResultExport,
+    SessionFacts,
     SessionState,
     StartParameters,
 )
@@ -135,7 +136,7 @@ class Handshake:
             case Export.KEY_BLOCK:
                 return self._take_key_block().encode()
             case Export.RESULT:
-                return ResultExport(self._session_state, self._take_key_block()).encode()
+                return ResultExport(self._take_key_block(), self._session_state.facts).encode()
         raise CardError(StatusWord.REFERENCED_DATA_NOT_FOUND)
 
     def eap_keys(self) -> bytes:
@@ -261,9 +262,5 @@ def _session_state(done: HandshakeComplete, key_block: KeyBlock, handle: bytes) 
         server_sequence=key_block.server_sequence,
         send_limit=key_block.send_limit,
         receive_limit=key_block.receive_limit,
-        resumed=done.resumed,
-        client_certificate_sent=done.client_certificate_sent,
-        group=done.group,
-        alpn=done.alpn,
-        session=handle,
+        facts=SessionFacts(done.resumed, done.client_certificate_sent, done.group, done.alpn, handle),
     )

@@ -90,6 +90,11 @@ class OutgoingParts:
         self._sw1 = 0x9F if len(data) > MAX_SHORT_DATA else 0x61
         return self._announcement()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether octets of an earlier answer were not read."""
+        return bool(self._left)
+
     def repeated(self, command: CommandApdu) -> bytes | None:
         """The answer kept behind 6Cxx: the same command with the right Le is not executed again."""
         refused, self._refused = self._refused, None
@@ -108,7 +113,10 @@ class OutgoingParts:
         if self._t0 and le > len(left):
             return bytes((0x6C, len(left)))
         self._left = left[le:]
-        return left[:le] + (self._announcement() if self._left else b"\x90\x00")
+        size = len(left) - le
+        if size <= 0:
+            return left + b"\x90\x00"
+        return left[:le] + bytes((self._sw1, size if size <= MAX_SHORT_DATA else 0x00))
 
     def _usable_le(self, command: CommandApdu) -> int | None:
         """Le, where it can be obeyed: in T=0 not behind data."""

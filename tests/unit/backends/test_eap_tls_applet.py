@@ -97,7 +97,7 @@ def test_result_holds_state_and_key_block_and_is_read_once(
     handshake(channel, context)
     state = SessionState.decode(export(channel, Export.SESSION_STATE))
     result = ResultExport.decode(export(channel, Export.RESULT))
-    assert result.state == state
+    assert result.facts == state.facts
     assert result.key_block.cipher_suite is state.cipher_suite
     assert refused(lambda: export(channel, Export.RESULT)) == "6985"
     assert refused(lambda: export(channel, Export.KEY_BLOCK)) == "6985"
@@ -333,13 +333,23 @@ def test_changed_server_flight_never_completes(
     records = RecordExchange(channel)
     server = PythonServer(_mutation_context())
     flight = bytearray(server.receive(records.start(TOKEN)))
-    if position >= len(flight) or not change:
+    if position >= len(flight) or not change or position in _ignored(flight):
         return
     flight[position] ^= change
     with contextlib.suppress(StatusWordError):
         records.exchange(bytes(flight))
     for index in (Export.KEY_BLOCK, Export.RESULT):
         assert refused(lambda index=index: export(channel, index)) == "6985"
+
+
+def _ignored(flight: bytes) -> set[int]:
+    """The low octets of legacy_record_version in records in clear: nobody may look at them (RFC 8446 5.1)."""
+    start, ignored = 0, set()
+    while start < len(flight):
+        if flight[start] != 0x17:
+            ignored.add(start + 2)
+        start += 5 + int.from_bytes(flight[start + 3 : start + 5])
+    return ignored
 
 
 _CONTEXTS: list[ssl.SSLContext] = []

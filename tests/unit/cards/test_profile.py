@@ -15,6 +15,7 @@ from vmtoken.cards.profile import (
     ProfileData,
     ResultExport,
     ServerExport,
+    SessionFacts,
     SessionState,
     StartParameters,
     TicketAnswer,
@@ -28,19 +29,8 @@ from vmtoken.tls.key_block import KeyBlock
 
 TLS_1_2, TLS_1_3 = ProtocolVersion.TLS_1_2, ProtocolVersion.TLS_1_3
 SERVER = ServerExport("server.example", (bytes(32), b"\x01" * 32), b"\x30\x00", complete=True)
-STATE = SessionState(
-    TLS_1_3,
-    CipherSuite.TLS_AES_128_GCM_SHA256,
-    0,
-    0,
-    16384,
-    16384,
-    False,
-    True,
-    NamedGroup.X25519,
-    "h2",
-    b"handle",
-)
+FACTS = SessionFacts(False, True, NamedGroup.X25519, "h2", b"handle")
+STATE = SessionState(TLS_1_3, CipherSuite.TLS_AES_128_GCM_SHA256, 0, 0, 16384, 16384, FACTS)
 KEY_BLOCK = KeyBlock(
     TLS_1_3, CipherSuite.TLS_AES_128_GCM_SHA256, SecretBytes(bytes(32)), SecretBytes(b"\x01" * 32), 0, 0
 )
@@ -58,11 +48,7 @@ VALUES = [
         1,
         512,
         16384,
-        True,
-        False,
-        None,
-        None,
-        b"h",
+        SessionFacts(True, False, None, None, b"h"),
     ),
     FailureExport(FailureCode.SERVER_CERTIFICATE, "why not", b"\x15\x03\x03\x00\x02\x02\x2a", 42, 40),
     FailureExport(FailureCode.OTHER, "ü"),
@@ -77,8 +63,8 @@ def test_values_survive_the_way_there_and_back(value: Fci) -> None:
 
 
 def test_result_survives_the_way_there_and_back() -> None:
-    result = ResultExport.decode(ResultExport(STATE, KEY_BLOCK).encode())
-    assert result.state == STATE
+    result = ResultExport.decode(ResultExport(KEY_BLOCK, FACTS).encode())
+    assert result.facts == FACTS
     assert result.key_block == KEY_BLOCK
 
 
@@ -119,11 +105,9 @@ def test_start_with_the_time_alone_is_the_one_of_the_draft() -> None:
 
 @pytest.mark.parametrize("group", [NamedGroup.X25519MLKEM768, 0x9999, None])
 def test_groups_have_names(group: int | None) -> None:
-    state = SessionState(
-        TLS_1_3, CipherSuite.TLS_AES_128_GCM_SHA256, 0, 0, 16384, 16384, False, True, group, None, b"h"
-    )
-    assert state.group_name in ("X25519MLKEM768", "0x9999", None)
+    facts = SessionFacts(False, True, group, None, b"h")
+    assert facts.group_name in ("X25519MLKEM768", "0x9999", None)
 
 
 def test_secrets_stay_out_of_reprs() -> None:
-    assert "\\x01" not in repr(ResultExport(STATE, KEY_BLOCK))
+    assert "\\x01" not in repr(ResultExport(KEY_BLOCK, FACTS))
