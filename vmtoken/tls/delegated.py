@@ -156,7 +156,7 @@ class DelegatedConnection:
         if self._events:
             return self._events.popleft()
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(None)
         return _CLOSED if self._peer_closed else _NEED_DATA
 
     def update_keys(self, *, request_peer: bool = False) -> None:
@@ -297,6 +297,7 @@ class DelegatedConnection:
         return self._peer_closed or self._failure is not None
 
     def _end(self, failure: TlsError) -> None:
+        _forget_frames(failure)
         self._failure = failure
         self._receiving.wipe()
 
@@ -326,6 +327,13 @@ class _Direction:
     def wipe(self) -> None:
         """Forget the secret; there will be no next key."""
         self._secret.wipe()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """An error that is kept must not keep what the frames of its traceback hold: buffers and plaintext."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 _APPLICATION_DATA = int(ContentType.APPLICATION_DATA)

@@ -229,6 +229,25 @@ def test_nothing_that_does_not_verify_gets_into_a_buffer(code: CipherSuite) -> N
     assert_ends(connection, peer, BadRecordMac)
 
 
+@both_versions
+@pytest.mark.parametrize(
+    ("content_type", "content"), [(None, b""), (HANDSHAKE, b"\x04\x00\x00\x01\x00"), (ALERT, b"\x02\x28")]
+)
+def test_a_failure_keeps_no_buffer(code: CipherSuite, content_type: int | None, content: bytes) -> None:
+    """Whoever reports the error later must not hold what was being decrypted."""
+    connection, peer = session(code)
+    octets = bytes(100) if content_type is None else peer.send(content_type, content)
+    forged = b"\x17\x03\x03\x00\x64" + octets if content_type is None else octets
+    buffer = bytearray(forged)
+    room = bytearray(len(buffer) + ROOM_TO_SPARE)
+    connection.receive_into(memoryview(buffer), room)
+    with pytest.raises(TlsError) as error:
+        connection.next_event()
+    assert error.value
+    buffer.clear()  # raises if a view of it were kept
+    room.clear()
+
+
 def test_a_buffer_needs_room_for_a_record_that_was_cut() -> None:
     connection, _ = session()
     with pytest.raises(LocalError, match="octets of room"):
