@@ -41,7 +41,7 @@ class ClientConnection:
 
     def __init__(self, config: ClientConfig, *, random: Callable[[int], bytes] = os.urandom) -> None:
         """Make the ClientHello; `data_to_send` has it."""
-        self._records = HandshakeRecords(config.receive_limit, config.key_log)
+        self._records = HandshakeRecords(config.key_log)
         self._end: TlsError | None = None
         self._session: DelegatedConnection | None = None
         self._state: State = hello.start(config, random, self._records)

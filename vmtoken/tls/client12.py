@@ -43,9 +43,10 @@ from vmtoken.tls.messages import (
     ServerKeyExchange,
 )
 from vmtoken.tls.negotiation import (
+    RecordLimits,
+    agreed_limits,
     check_certificate_may_be_left_out,
     chosen_alpn,
-    chosen_send_limit,
     usable_credential,
 )
 from vmtoken.tls.offer import Offer
@@ -76,12 +77,12 @@ def start(
         server_random=hello.random,
         session_id=hello.legacy_session_id_echo,
         alpn=chosen_alpn(offer.config, extensions),
-        send_limit=chosen_send_limit(extensions, ProtocolVersion.TLS_1_2),
+        limits=agreed_limits(offer.config, extensions, ProtocolVersion.TLS_1_2),
         ticket_promised=ExtensionType.SESSION_TICKET in extensions,
         staple_promised=ExtensionType.STATUS_REQUEST in extensions,
         transcript=transcript,
     )
-    output.limit_records(handshake.send_limit)
+    output.limit_records(handshake.limits)
     if offer.session_id and hello.legacy_session_id_echo == offer.session_id:
         return _resume(handshake)
     return ExpectCertificate(handshake)
@@ -127,7 +128,7 @@ class Handshake:
     server_random: bytes
     session_id: bytes
     alpn: str | None
-    send_limit: int
+    limits: RecordLimits
     ticket_promised: bool
     staple_promised: bool
     transcript: TranscriptBuffer
@@ -359,8 +360,8 @@ class Ending:
             server_secret=SecretBytes(server_secret),
             client_sequence=1,
             server_sequence=1,
-            send_limit=self.handshake.send_limit,
-            receive_limit=self.handshake.config.receive_limit,
+            send_limit=self.handshake.limits.send,
+            receive_limit=self.handshake.limits.receive,
         )
 
     def _exporter(self, label: str, context: bytes | None, length: int) -> bytes:

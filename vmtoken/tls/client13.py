@@ -40,9 +40,10 @@ from vmtoken.tls.messages import (
     ServerHello,
 )
 from vmtoken.tls.negotiation import (
+    RecordLimits,
+    agreed_limits,
     check_certificate_may_be_left_out,
     chosen_alpn,
-    chosen_send_limit,
     usable_credential,
 )
 from vmtoken.tls.offer import Offer
@@ -129,7 +130,7 @@ class Agreement:
     """What EncryptedExtensions settled."""
 
     alpn: str | None
-    send_limit: int
+    limits: RecordLimits
 
 
 class _Encrypted(State):
@@ -157,8 +158,9 @@ class ExpectEncryptedExtensions(_Encrypted):
         if ExtensionType.EARLY_DATA in message.extensions:
             raise IllegalParameter("the server accepts early data, which was not offered")
         alpn = chosen_alpn(handshake.config, message.extensions)
-        agreement = Agreement(alpn, chosen_send_limit(message.extensions, ProtocolVersion.TLS_1_3))
-        output.limit_records(agreement.send_limit)
+        limits = agreed_limits(handshake.config, message.extensions, ProtocolVersion.TLS_1_3)
+        agreement = Agreement(alpn, limits)
+        output.limit_records(limits)
         handshake.transcript.add(encoded)
         if handshake.session is not None:
             return ExpectFinished(handshake, agreement, handshake.session.server, None)
@@ -369,7 +371,6 @@ class AwaitConsent(_ServerFinished):
         return Connected(self._key_block(), self._exporter, self._resumption(certificate_sent), None)
 
     def _key_block(self) -> KeyBlock:
-        config = self.handshake.config
         return KeyBlock(
             version=ProtocolVersion.TLS_1_3,
             cipher_suite=self.handshake.suite.code,
@@ -377,8 +378,8 @@ class AwaitConsent(_ServerFinished):
             server_secret=SecretBytes(self.application.server),
             client_sequence=0,
             server_sequence=0,
-            send_limit=self.agreement.send_limit,
-            receive_limit=config.receive_limit,
+            send_limit=self.agreement.limits.send,
+            receive_limit=self.agreement.limits.receive,
         )
 
     def _exporter(self, label: str, context: bytes | None, length: int) -> bytes:

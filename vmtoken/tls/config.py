@@ -173,9 +173,9 @@ class ClientConfig:
         return tuple(group for group in DEFAULT_KEY_SHARES if group in self.groups) or self.groups[:1]
 
     @property
-    def receive_limit(self) -> int:
-        """Longest plaintext that the server may send in a record, in octets."""
-        return min(self.record_size_limit or MAX_PLAINTEXT, MAX_PLAINTEXT)
+    def announced_limit(self) -> int:
+        """What record_size_limit says: where TLS 1.3 is offered, with its content type (RFC 8449 section 4)."""
+        return min(self.record_size_limit or MAX_PLAINTEXT, MAX_PLAINTEXT) + self.offers_tls13
 
     @property
     def sni(self) -> str | None:

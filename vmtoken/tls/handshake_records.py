@@ -9,9 +9,9 @@ from collections.abc import Callable
 from vmtoken.tls.codes import AlertDescription, AlertLevel, ContentType, ProtocolVersion
 from vmtoken.tls.errors import AlertReceived, UnexpectedMessage
 from vmtoken.tls.events import Event
-from vmtoken.tls.key_block import MAX_PLAINTEXT
 from vmtoken.tls.keylog import KeyLogLabel, key_log_line
 from vmtoken.tls.messages import HandshakeMessage, encode_message
+from vmtoken.tls.negotiation import RecordLimits
 from vmtoken.tls.reassembly import HandshakeReassembler
 from vmtoken.tls.record import (
     CHANGE_CIPHER_SPEC_RECORD,
@@ -35,12 +35,8 @@ class Signal(enum.Enum):
 class HandshakeRecords:
     """The `Output` of the states, and the source of their messages."""
 
-    def __init__(
-        self, receive_limit: int = MAX_PLAINTEXT, key_log: Callable[[str], None] | None = None
-    ) -> None:
-        """`receive_limit`: longest plaintext of a record that was announced, in octets."""
+    def __init__(self, key_log: Callable[[str], None] | None = None) -> None:
         self.events: deque[Event] = deque()
-        self._receive_limit = receive_limit
         self._key_log = key_log
         self._reader = RecordReader()
         self._reassembler = HandshakeReassembler()
@@ -136,16 +132,17 @@ class HandshakeRecords:
     def protect_reading(self, suite: Suite, secret: bytes) -> None:
         """What comes from now on is encrypted with this secret. Only between messages: section 5.1."""
         self.end_messages()
-        self._reading = record_protection(suite, secret, limit=self._receive_limit)
+        self._reading = record_protection(suite, secret, limit=self._reading.limit)
 
     def end_messages(self) -> None:
         """What follows is under another key, or not for the handshake; it starts with a record."""
         if not self._reassembler.is_empty:
             raise UnexpectedMessage("more of a message in a record that should have ended with it")
 
-    def limit_records(self, send_limit: int) -> None:
-        """The server takes no more plaintext than this in a record."""
-        self._writing.limit = send_limit
+    def limit_records(self, limits: RecordLimits) -> None:
+        """For the keys in use, and for those to come."""
+        self._writing.limit = limits.send
+        self._reading.limit = limits.receive
 
     def emit(self, event: Event) -> None:
         """Tell the driver."""

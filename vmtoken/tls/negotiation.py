@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vmtoken.tls.codes import ProtocolVersion, SignatureScheme
 from vmtoken.tls.config import ClientConfig, Credential
 from vmtoken.tls.errors import CredentialUnusable, IllegalParameter, NoApplicationProtocol
@@ -21,15 +23,26 @@ def chosen_alpn(config: ClientConfig, extensions: Extensions) -> str | None:
     raise NoApplicationProtocol("the server chose an application protocol that was not offered")
 
 
-def chosen_send_limit(extensions: Extensions, version: ProtocolVersion) -> int:
-    """How much plaintext the server takes in a record, in octets (RFC 8449 section 4)."""
+@dataclass(frozen=True, slots=True)
+class RecordLimits:
+    """The longest plaintext of a record in each direction, in octets, content type left out."""
+
+    send: int = MAX_PLAINTEXT
+    receive: int = MAX_PLAINTEXT
+
+
+def agreed_limits(config: ClientConfig, extensions: Extensions, version: ProtocolVersion) -> RecordLimits:
+    """RFC 8449 section 4: limits hold, both ways, if the server sends one too."""
     extension = extensions.find(RecordSizeLimit)
     if extension is None:
-        return MAX_PLAINTEXT
+        return RecordLimits()
     if extension.limit < MIN_RECORD_SIZE_LIMIT:
         raise IllegalParameter(f"the server's record size limit is {extension.limit}")
     content_type = 1 if version is ProtocolVersion.TLS_1_3 else 0
-    return min(extension.limit - content_type, MAX_PLAINTEXT)
+    return RecordLimits(
+        min(extension.limit - content_type, MAX_PLAINTEXT),
+        min(config.announced_limit - content_type, MAX_PLAINTEXT),
+    )
 
 
 def usable_credential(

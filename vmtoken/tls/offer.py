@@ -128,7 +128,7 @@ class Offer:
     def _extensions(self) -> list[Extension]:
         config = self.config
         groups = config.groups if config.offers_tls13 else self.tls12_groups
-        limit = config.receive_limit + config.offers_tls13  # TLS 1.3 counts the content type (RFC 8449)
+        limit = config.announced_limit
         extensions: list[Extension] = [*_fixed(config.sni, config.alpn, config.versions, groups, limit)]
         if ProtocolVersion.TLS_1_2 in config.versions:
             extensions.append(SessionTicket(self.tls12_session.ticket if self.tls12_session else b""))

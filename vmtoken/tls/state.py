@@ -16,6 +16,7 @@ from vmtoken.tls.events import Event
 from vmtoken.tls.key_block import KeyBlock
 from vmtoken.tls.keylog import KeyLogLabel
 from vmtoken.tls.messages import HandshakeMessage
+from vmtoken.tls.negotiation import RecordLimits
 from vmtoken.tls.suites import Suite
 from vmtoken.tls.tickets import ResumableSession, ResumptionSecret
 
@@ -50,8 +51,8 @@ class Output(Protocol):
         """No more handshake messages: raises `UnexpectedMessage` if more came in the same record."""
         ...
 
-    def limit_records(self, send_limit: int) -> None:
-        """The server takes no more plaintext than this in a record, in octets."""
+    def limit_records(self, limits: RecordLimits) -> None:
+        """What both sides said about the length of records."""
         ...
 
     def emit(self, event: Event) -> None:
