@@ -174,7 +174,7 @@ class ClientConfig:
 
     @property
     def announced_limit(self) -> int:
-        """What record_size_limit says: where TLS 1.3 is offered, with its content type (RFC 8449 section 4)."""
+        """What record_size_limit says: with the content type where TLS 1.3 is offered (RFC 8449)."""
         return min(self.record_size_limit or MAX_PLAINTEXT, MAX_PLAINTEXT) + self.offers_tls13
 
     @property
