@@ -81,6 +81,10 @@ class SoftwareElement:
         except OSError as error:
             log.error("the file of a software element cannot be written", extra={"error": error.strerror})  # noqa: TRY400
             return StatusWord.MEMORY_FAILURE.to_bytes(2, "big")
+        except Exception:  # the edge of the card: whatever breaks in here, nobody outside shares it
+            log.exception("a software element broke down and was reset")
+            self.reset()
+            return StatusWord.NO_PRECISE_DIAGNOSIS.to_bytes(2, "big")
 
     def reset(self) -> None:
         """Power down and up: the application is deselected, PINs and handshakes are forgotten."""

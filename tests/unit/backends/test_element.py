@@ -200,3 +200,16 @@ def test_annex_5_of_the_draft_up_to_its_md5(tmp_path: Path) -> None:
     assert send(element, "A0 C0 00 00 09") == "02 A5 00 09 01 61 62 63 64 90 00"
     assert send(element, "A0 80 00 00 08 01 A6 00 08 04 02 12 34") == "61 06"
     assert send(element, "A0 C0 00 00 06") == "02 A6 00 06 03 0D 90 00"
+
+
+def test_element_that_breaks_down_answers_and_starts_afresh(
+    card: Card, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def bug(*arguments: object) -> bytes:
+        raise AssertionError("a mistake of ours")
+
+    element = selected(card.backend.connect(NAME), VERIFY_USER)
+    monkeypatch.setattr("dom0_broker.backends.software.eap_tls_applet.EapTlsApplet.process_eap", bug)
+    assert send(element, "A0 80 00 00 01 00") == "6F 00"
+    assert "broke down" in caplog.text
+    assert send(element, "A0 18 00 00 00") == "69 85"
