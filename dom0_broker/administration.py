@@ -47,12 +47,14 @@ class LinkControl(Protocol):
 class VmAdministration:
     """VMs and their bindings. Used from the event loop; the store works in threads."""
 
-    def __init__(self, store: Store, desk: Desk, links: LinkControl, ca: EnrolmentCa) -> None:
+    def __init__(
+        self, store: Store, desk: Desk, links: LinkControl, ca: EnrolmentCa, one_at_a_time: asyncio.Lock
+    ) -> None:
         self._store = store
         self._desk = desk
         self._links = links
         self._ca = ca
-        self._one_at_a_time = asyncio.Lock()
+        self._one_at_a_time = one_at_a_time
 
     def vms(self) -> list[VmRecord]:
         """All VMs, by name."""

@@ -160,8 +160,10 @@ class App:
             reload=self.reload,
             tcp_address=lambda: self.links.tcp_address,
         )
-        vms = VmAdministration(self._store, self._desk, self.links, self._ca)
-        return AdminService(self._desk, vms, TokenAdministration(self._store, self._desk, elements), control)
+        one_at_a_time = asyncio.Lock()
+        vms = VmAdministration(self._store, self._desk, self.links, self._ca, one_at_a_time)
+        tokens = TokenAdministration(self._store, self._desk, elements, one_at_a_time)
+        return AdminService(self._desk, vms, tokens, control)
 
     async def _open_tcp(self) -> None:
         host, _ = split_address(self.config.tcp.listen)

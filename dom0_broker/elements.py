@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import secrets
 import string
@@ -11,7 +12,7 @@ from typing import Final
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
 from dom0_broker.safe import Safe
 from dom0_broker.store import TokenRecord
-from vmtoken.errors import InvalidRequest, PinMissing
+from vmtoken.errors import InvalidRequest, PinMissing, TokenNotFound
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
 
@@ -44,17 +45,24 @@ class Elements:
             raise PinMissing(f"The broker has no operator PIN of token '{record.name}'.")
         return backend.open_issuer(locator, pin)
 
-    def create(self, name: str, uri: str) -> TokenRecord:
-        """A new element with random PINs that nobody sees."""
-        backend, locator = self._backend(uri)
-        pins = Pins(user=_random_pin(), operator=_random_pin())
-        backend.create(locator, pins)
-        return self.record(name, uri, pins.user, pins.operator)
+    def plan(self, name: str, uri: str) -> TokenRecord:
+        """The record of an element to be made, with random PINs that nobody sees."""
+        return self.record(name, uri, _random_pin(), _random_pin())
+
+    def create(self, record: TokenRecord) -> None:
+        """Make a planned element, whose PINs are on the disk by now."""
+        backend, locator = self._backend(record.uri)
+        user = self._pin(record.sealed_user_pin, _user(record.name))
+        operator = self._pin(record.sealed_operator_pin, _operator(record.name))
+        assert user is not None, "planned with both PINs"
+        assert operator is not None
+        backend.create(locator, Pins(user, operator))
 
     def delete(self, record: TokenRecord) -> None:
-        """Destroy the element and its key."""
+        """Destroy the element and its key; it may be gone already."""
         backend, locator = self._backend(record.uri)
-        backend.delete(locator)
+        with contextlib.suppress(TokenNotFound):
+            backend.delete(locator)
 
     def record(
         self, name: str, uri: str, user_pin: SecretBytes | None, operator_pin: SecretBytes | None

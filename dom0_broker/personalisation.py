@@ -20,7 +20,7 @@ from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token
 from dom0_broker.store import Store, TokenRecord
 from vmtoken.cards.profile import KeyAlgorithm
-from vmtoken.errors import AlreadyExists, InvalidRequest
+from vmtoken.errors import AlreadyExists, Conflict, InvalidRequest
 from vmtoken.secret import SecretBytes
 
 __all__ = ["KeyAlgorithm", "TokenAdministration"]
@@ -37,23 +37,19 @@ _WAIT: Final = 30.0
 class TokenAdministration:
     """Tokens. Used from the event loop; cards and store work in threads."""
 
-    def __init__(self, store: Store, desk: Desk, elements: Elements) -> None:
+    def __init__(self, store: Store, desk: Desk, elements: Elements, one_at_a_time: asyncio.Lock) -> None:
         self._store = store
         self._desk = desk
         self._elements = elements
-        self._one_at_a_time = asyncio.Lock()
+        self._one_at_a_time = one_at_a_time
 
     async def create(self, name: str, uri: str, algorithm: KeyAlgorithm) -> tuple[str, bytes]:
         """A new token with a key pair inside: its URI and public key. Raises `AlreadyExists`, `Conflict`."""
         uri = uri or f"soft:{name}"
         async with self._one_at_a_time:
             self._check_free(name, uri)
-            record = await asyncio.to_thread(self._elements.create, name, uri)
-            try:
-                await asyncio.to_thread(self._store.add_token, record)
-            except BaseException:
-                self._elements.delete(record)
-                raise
+            record = self._elements.plan(name, uri)
+            await asyncio.to_thread(self._make, record)
             token = self._desk.inventory.put_token(record)
             await self._record("token-created", token, {"uri": uri, "algorithm": algorithm.name})
         return uri, await self._issue(token, lambda issuer: issuer.generate_key(algorithm))
@@ -74,11 +70,15 @@ class TokenAdministration:
         """Forget a token, and destroy the element if asked. Raises `NotFound`, `Conflict` (it is bound)."""
         async with self._one_at_a_time:
             token = self._desk.inventory.token(name)
-            await asyncio.to_thread(self._store.remove_token, name)
+            if self._desk.inventory.vms_of(name):
+                raise Conflict(f"Token '{name}' is bound to a VM; unbind it first.")
             await self._desk.inventory.remove_token(name)
+            try:
+                await asyncio.to_thread(self._unmake, token.record, destroy)
+            except BaseException:
+                self._desk.inventory.put_token(token.record)
+                raise
             self._desk.sessions.forget_token(name)
-            if destroy:
-                await asyncio.to_thread(self._elements.delete, token.record)
             await self._record("token-destroyed" if destroy else "token-removed", token)
 
     async def certificate_request(self, name: str, subject: str, dns_names: Sequence[str]) -> bytes:
@@ -117,10 +117,26 @@ class TokenAdministration:
                 await token.worker.run(lambda _: None)
             except BaseException:
                 token.record = earlier
+                await token.worker.run_closed(lambda: None)
                 raise
             assert record.sealed_user_pin is not None, "a PIN was given"
             await asyncio.to_thread(self._store.set_user_pin, name, record.sealed_user_pin)
             await self._record("pin-changed", token)
+
+    def _make(self, record: TokenRecord) -> None:
+        """PINs first: killed in between, there is a token without an element, and never the reverse."""
+        self._store.add_token(record)
+        try:
+            self._elements.create(record)
+        except BaseException:
+            self._store.remove_token(record.name)
+            raise
+
+    def _unmake(self, record: TokenRecord, destroy: bool) -> None:
+        """The element first, for the same reason."""
+        if destroy:
+            self._elements.delete(record)
+        self._store.remove_token(record.name)
 
     async def _issue(self, token: Token, work: Callable[[TokenIssuer], Result]) -> Result:
         """Personalise a card while nobody else has it."""

@@ -42,7 +42,7 @@ class TokenWorker:
         self._card = _Card(name, open_token, clock)
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._pending: set[_Job[Any]] = set()
-        self._hung = False
+        self._hung = self._stopped = False
         self._busy_since: float | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._work, name=f"token {name}", daemon=True)
@@ -81,6 +81,7 @@ class TokenWorker:
 
     async def stop(self) -> bool:
         """Close the token and end the thread; False when the card hangs and the thread is left behind."""
+        self._stopped = True
         self._jobs.put(None)
         if self._watch is not None:
             self._watch.cancel()
@@ -90,6 +91,8 @@ class TokenWorker:
     async def _submit(self, call: Callable[[], Result]) -> Result:
         if self._hung:
             raise self._hung_error()
+        if self._stopped:
+            raise TokenUnavailable(f"Token '{self._name}' is not served any more.")
         return await self._enqueue(call)
 
     def _enqueue(self, call: Callable[[], Result]) -> asyncio.Future[Result]:

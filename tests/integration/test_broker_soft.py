@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -18,6 +19,7 @@ from dom0_broker.audit import verify
 from tests.support.broker_app import Stream, broker_config
 from tests.support.pki import Usage, pki, server_identity
 from vmtoken.rpc.channel import unix_channel
+from vmtoken.rpc.status import from_rpc_error
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1 import token_service_pb2
 from vmtoken.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -159,3 +161,31 @@ async def test_denied_server_gets_an_alert_and_no_certificate(tmp_path: Path) ->
     assert response.failure.error.reason == "POLICY_DENIED"
     assert response.failure.records
     verify(app.config.audit_path)
+
+
+async def test_token_that_was_not_made_whole_can_be_removed_and_made_again(tmp_path: Path) -> None:
+    async with broker(tmp_path, "deny vm=* server=*") as (app, admin):
+        await admin.CreateToken(pb.CreateTokenRequest(name="web"))
+    for element in (app.config.state_dir / "elements").iterdir():
+        element.unlink()  # as after a crash between the store and the element
+    async with broker(tmp_path, "deny vm=* server=*") as (app, admin):
+        await admin.RemoveToken(pb.RemoveTokenRequest(name="web", destroy=True))
+        await admin.CreateToken(pb.CreateTokenRequest(name="web"))
+        await admin.AddVm(pb.AddVmRequest(name="web01"))
+        await admin.Bind(pb.BindRequest(vm="web01", token="web"))
+        with pytest.raises(grpc.aio.AioRpcError, match="bound to a VM"):
+            await admin.RemoveToken(pb.RemoveTokenRequest(name="web", destroy=True))
+        (token,) = (await admin.ListAllTokens(pb.ListAllTokensRequest())).tokens
+    assert token.not_ready.reason == "TOKEN_NOT_READY"  # its element is still there, without a certificate
+
+
+async def test_wrong_pin_is_tried_once_and_a_right_one_lifts_it(tmp_path: Path) -> None:
+    async with broker(tmp_path, "deny vm=* server=*") as (app, admin):
+        await admin.CreateToken(pb.CreateTokenRequest(name="web"))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await admin.SetTokenPin(pb.SetTokenPinRequest(name="web", user_pin=b"wrong000"))
+        assert from_rpc_error(error.value).reason == "PIN_REJECTED"
+        for _ in range(3):  # the earlier PIN is in force again: nothing is spent on the wrong one
+            (token,) = (await admin.ListAllTokens(pb.ListAllTokensRequest())).tokens
+            assert token.not_ready.reason == "TOKEN_NOT_READY"
+    assert b"wrong000" not in app.config.audit_path.read_bytes()

@@ -149,3 +149,13 @@ async def test_post_does_not_open_a_closed_token() -> None:
         it.post(lambda token: token.abort())
         await it.run_closed(lambda: None)
         assert script.opened == 0
+
+
+async def test_stopped_worker_refuses_at_once() -> None:
+    script = Script()
+    async with worker(script) as it:
+        await it.run(noop)
+        await it.stop()
+        with pytest.raises(TokenUnavailable, match="not served any more"):
+            await it.run(noop)
+    assert (script.opened, script.closed) == (1, 1)
