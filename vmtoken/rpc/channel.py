@@ -29,7 +29,7 @@ _CHANNEL = (
     *_KEEPALIVE,
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5_000),  # in fact the time that one attempt gets, HTTP/2 settings included
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # in fact the time that one attempt gets
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
