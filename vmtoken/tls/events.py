@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vmtoken.tls.certificates import VerifiedServer
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion, SignatureScheme
+
+if TYPE_CHECKING:  # the guest has the record events without the certificate code
+    from vmtoken.tls.certificates import VerifiedServer
 
 
 @dataclass(frozen=True, slots=True)
