@@ -100,7 +100,12 @@ class VerifiedPath:
 
     @classmethod
     def of(cls, server_name: str, certificates: Sequence[x509.Certificate]) -> VerifiedPath:
-        """Gather what is needed; raises `BadCertificate` for a public key that cannot be used."""
+        """Gather what is needed; raises `UnsupportedCertificate` for a public key that cannot be used."""
+        public_key = PublicKey.of(certificates[0])
+        if not public_key.schemes():
+            raise UnsupportedCertificate(
+                f"the certificate of {server_name} has a key that is weak or unknown"
+            )
         encoded = tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
         keys = (CertificateFields.of(der).subject_public_key_info for der in encoded)
         return cls(
@@ -108,7 +113,7 @@ class VerifiedPath:
             certificates=tuple(certificates),
             encoded=encoded,
             spki_sha256=tuple(hashlib.sha256(key).digest() for key in keys),
-            public_key=PublicKey.of(certificates[0]),
+            public_key=public_key,
             valid_from=max(certificate.not_valid_before_utc for certificate in certificates),
             valid_until=min(certificate.not_valid_after_utc for certificate in certificates),
             must_staple=_must_staple(certificates[0]),

@@ -40,7 +40,10 @@ class ClientConnection:
     """
 
     def __init__(self, config: ClientConfig, *, random: Callable[[int], bytes] = os.urandom) -> None:
-        """Make the ClientHello; `data_to_send` has it."""
+        """Make the ClientHello; `data_to_send` has it.
+
+        `random` gives the octets that are sent as they are; private keys come from the cryptographic library.
+        """
         self._records = HandshakeRecords(config.key_log)
         self._end: TlsError | None = None
         self._session: DelegatedConnection | None = None

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -57,15 +56,6 @@ def generate(groups: Sequence[NamedGroup]) -> tuple[KeyExchange, ...]:
             case _:
                 halves.append(EcdhKeyExchange.generate(group))
     return tuple(halves)
-
-
-def hybrid_groups_available() -> bool:
-    """Whether the cryptographic library has ML-KEM-768."""
-    try:
-        MLKEM768PrivateKey.generate()
-    except UnsupportedAlgorithm:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)

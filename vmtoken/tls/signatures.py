@@ -38,6 +38,9 @@ DEFAULT_SCHEMES: Final = (
 )
 """What we take in a CertificateVerify or ServerKeyExchange, best first."""
 
+MIN_RSA_BITS: Final = 2048
+"""NIST SP 800-131A; path validation asks the same of CAs, but not of servers."""
+
 CERTIFICATE_SCHEMES: Final = tuple(
     scheme for scheme in DEFAULT_SCHEMES if scheme is not SignatureScheme.ED25519
 )
@@ -163,6 +166,8 @@ class _Rsa:
 
     def fits(self, key: PublicKey, version: ProtocolVersion) -> bool:
         if not isinstance(key.key, rsa.RSAPublicKey) or key.is_rsa_pss is not self._pss_key:
+            return False
+        if key.key.key_size < MIN_RSA_BITS:
             return False
         return version is ProtocolVersion.TLS_1_2 or isinstance(self._padding, padding.PSS)
 

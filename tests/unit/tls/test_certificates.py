@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 
@@ -298,3 +299,34 @@ def test_a_certificate_that_demands_a_staple_is_refused_without_one() -> None:
     for staples in ((), (None,), (None, staple)):
         with pytest.raises(BadCertificateStatusResponse):
             verifier.verify(identity.chain_der, staples)
+
+
+def issued_by_hand(key, digest) -> Identity:
+    """A leaf that an honest CA signed although it is weak."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(pki().intermediate.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + DAY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=True)
+    )
+    certificate = builder.sign(pki().intermediate.key, digest)
+    return Identity(KeyKind.ECDSA_P256, key, (certificate, *pki().intermediate.path), pki().root.certificate)
+
+
+WEAK = {
+    "RSA of 1024 bits": lambda: issued_by_hand(rsa.generate_private_key(65537, 1024), hashes.SHA256()),
+    "P-192": lambda: issued_by_hand(ec.generate_private_key(ec.SECP192R1()), hashes.SHA256()),
+    "P-224": lambda: issued_by_hand(ec.generate_private_key(ec.SECP224R1()), hashes.SHA256()),
+}
+
+
+@pytest.mark.parametrize("case", WEAK, ids=str)
+def test_a_weak_key_is_refused(case: str) -> None:
+    identity = WEAK[case]()
+    verifier = CertificateVerifier(SERVER_NAME, subject_of(SERVER_NAME), TrustStore([identity.root_der]), NOW)
+    with pytest.raises(UnsupportedCertificate, match="weak"):
+        verifier.verify(identity.chain_der)

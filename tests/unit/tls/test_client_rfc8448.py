@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tests.support.memory import config
 from tests.support.pki import NOW
 from tests.support.tls13_traces import Step, trace
+from vmtoken.tls import signatures
 from vmtoken.tls.certificates import CertificateVerifier, CertifiedKey, VerifiedPath
 from vmtoken.tls.client import ClientConnection
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion, SignatureScheme
@@ -49,6 +50,7 @@ def _without_path_validation(monkeypatch: pytest.MonkeyPatch) -> None:
         return CertifiedKey(VerifiedPath.of(self.server_name, certificates))
 
     monkeypatch.setattr(CertificateVerifier, "verify", verify)
+    monkeypatch.setattr(signatures, "MIN_RSA_BITS", 1024)
 
 
 class Trace:
