@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.local import client_context
+from guest_agent.allocator import keep_freed_blocks
 from tests.support.pki import SERVER_NAME, client_identity
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import CipherSuite, ProtocolVersion
-from vmtoken.tls.delegated import DelegatedConnection
-from vmtoken.tls.events import DataReceived
+from vmtoken.tls.delegated import ROOM_TO_SPARE, DelegatedConnection
 from vmtoken.tls.key_block import KeyBlock
 
 CHUNK = 65_536
@@ -92,6 +92,7 @@ def _receiver(receive: Callable[..., None], *arguments: Any) -> Iterator[socket.
 
 
 def _accept(listener: socket.socket, receive: Callable[..., None], *arguments: Any) -> None:
+    keep_freed_blocks()
     connection, _ = listener.accept()
     with connection:
         connection.sendall(READY)
@@ -100,11 +101,9 @@ def _accept(listener: socket.socket, receive: Callable[..., None], *arguments: A
 
 def _receive_ours(connection: socket.socket) -> None:
     receiver = our_end(*reversed(SECRETS))
-    room = memoryview(bytearray(CHUNK))
-    while count := connection.recv_into(room):
-        receiver.receive_data(room[:count])
-        while isinstance(receiver.next_event(), DataReceived):
-            pass
+    records, room = memoryview(bytearray(CHUNK)), bytearray(CHUNK + ROOM_TO_SPARE)
+    while count := connection.recv_into(records):
+        receiver.receive_into(records[:count], room)
 
 
 def _receive_ssl(connection: socket.socket, chain: Path, key: Path) -> None:
