@@ -13,6 +13,7 @@ from vmtoken.tls.certificates import TrustStore, subject_of
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion, SignatureScheme
 from vmtoken.tls.der import CertificateFields
 from vmtoken.tls.key_block import MAX_PLAINTEXT, MIN_RECORD_SIZE_LIMIT
+from vmtoken.tls.key_exchange import KeyExchange, generate
 from vmtoken.tls.signatures import PublicKey
 from vmtoken.tls.suites import suite_of
 from vmtoken.tls.tickets import ResumableSession
@@ -112,6 +113,9 @@ class ClientConfig:
     groups: tuple[NamedGroup, ...] = DEFAULT_GROUPS
     key_shares: tuple[NamedGroup, ...] | None = None
     """Groups to send shares for at once; an empty tuple leads to a HelloRetryRequest, None is the default."""
+
+    share_source: Callable[[Sequence[NamedGroup]], tuple[KeyExchange, ...]] = generate
+    """Gives the shares for the first ClientHello; for who has some ready. A share is never given twice."""
 
     session: ResumableSession | None = None
     """Offered if it still holds; if the server does not take it, the handshake is a full one."""

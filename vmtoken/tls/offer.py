@@ -180,7 +180,7 @@ def _encoded(extension: Extension) -> RawExtension:
 def _generate_shares(config: ClientConfig) -> tuple[KeyExchange, ...]:
     if not config.offers_tls13:
         return ()
-    return key_exchange.generate(config.initial_shares)
+    return config.share_source(config.initial_shares)
 
 
 def _usable_session(config: ClientConfig) -> ResumableSession | None:

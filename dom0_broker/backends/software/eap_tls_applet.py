@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from dom0_broker.backends.software import keys
 from dom0_broker.backends.software.card_error import CardError
 from dom0_broker.backends.software.handshake import Handshake, HandshakeAborted
+from dom0_broker.backends.software.key_shares import KeyShareStock
 from dom0_broker.backends.software.keystore import StoredIdentity
 from dom0_broker.backends.software.sessions import SessionTable
 from vmtoken.cards.profile import Export, FailureCode, FailureExport, Mode, StartParameters
@@ -79,6 +80,7 @@ class EapTlsApplet:
     def __init__(self, random: Callable[[int], bytes]) -> None:
         self._random = random
         self._sessions = SessionTable(random)
+        self._shares = KeyShareStock()
         self._state = MethodState.IDENTITY_NOT_SET
         self._identity: LoadedIdentity | None = None
         self._conversation: _Conversation | None = None
@@ -149,8 +151,13 @@ class EapTlsApplet:
         ]
 
     def take_ticket(self, session: bytes, message: bytes) -> bytes:
-        """Take-Ticket: a session that can be resumed, or nothing."""
-        return self._sessions.take_ticket(session, message)
+        """Take-Ticket: a session that can be resumed, or nothing.
+
+        Nobody waits for the answer, so this is the time to make the keys of the next handshake.
+        """
+        answer = self._sessions.take_ticket(session, message)
+        self._shares.prepare()
+        return answer
 
     def _identity_request(self, packet: EapPacket) -> bytes:
         """It restarts the machine, whatever went on (section 5.8)."""
@@ -185,7 +192,9 @@ class EapTlsApplet:
             raise CardError(StatusWord.WRONG_DATA) from None
         self._drop_conversation()
         self._state = MethodState.AUTHENTICATING
-        self._conversation = _Conversation(parameters, self._identity, self._sessions, self._random)
+        self._conversation = _Conversation(
+            parameters, self._identity, self._sessions, self._shares, self._random
+        )
         return self._conversation.begin(identifier)
 
     def _success(self) -> bytes:
@@ -215,12 +224,14 @@ class _Conversation:
         parameters: StartParameters,
         identity: LoadedIdentity,
         sessions: SessionTable,
+        shares: KeyShareStock,
         random: Callable[[int], bytes],
     ) -> None:
         self.mode = parameters.mode
         self._parameters = parameters
         self._identity = identity
         self._sessions = sessions
+        self._shares = shares
         self._random = random
         self._packet_length = _packet_length(parameters)
         self._reassembler = Reassembler(_MAX_FLIGHT)
@@ -291,7 +302,9 @@ class _Conversation:
 
     def _client_hello(self) -> bytes:
         session = self._sessions.resume(self._parameters.resumption)
-        self._handshake = Handshake(self._parameters, self._identity, session, self._sessions, self._random)
+        self._handshake = Handshake(
+            self._parameters, self._identity, session, self._sessions, self._shares, self._random
+        )
         return self._handshake.flight()
 
     def _feed(self, records: bytes | None) -> bytes:

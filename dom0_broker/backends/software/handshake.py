@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from dom0_broker.backends.software.card_error import CardError
+from dom0_broker.backends.software.key_shares import KeyShareStock
 from dom0_broker.backends.software.sessions import EndedHandshake, SessionTable, server_export
 from vmtoken.cards.profile import (
     Export,
@@ -79,12 +80,13 @@ class Handshake:
         identity: LoadedIdentity,
         session: ResumableSession | None,
         sessions: SessionTable,
+        shares: KeyShareStock,
         random: Callable[[int], bytes],
     ) -> None:
         self._mode = parameters.mode
         self._sessions = sessions
         self._identity = identity
-        self._config = _config(parameters, identity, session)
+        self._config = _config(parameters, identity, session, shares)
         self._connection = ClientConnection(self._config, random=random)
         self._server: VerifiedServer | None = None
         self._done: HandshakeComplete | None = None
@@ -223,7 +225,10 @@ class Handshake:
 
 
 def _config(
-    parameters: StartParameters, identity: LoadedIdentity, session: ResumableSession | None
+    parameters: StartParameters,
+    identity: LoadedIdentity,
+    session: ResumableSession | None,
+    shares: KeyShareStock,
 ) -> ClientConfig:
     """Raises `HandshakeAborted` if the identity lacks something, `CardError` for senseless parameters."""
     server_name = parameters.server_name or identity.server_name
@@ -245,6 +250,7 @@ def _config(
             min_version=parameters.min_version,
             max_version=parameters.max_version,
             session=session,
+            share_source=shares.take,
         )
     except ValueError:
         raise CardError(StatusWord.WRONG_DATA) from None
