@@ -105,8 +105,8 @@ class _Flow:
     async def _begin(self, handshake: Handshake) -> tuple[RecordSocket, Flight]:
         """TCP and the ClientHello side by side; one that fails ends the other."""
         self.waiting_for = f"TCP to {self._target.host} port {self._target.port} and the token"
+        starting = asyncio.create_task(self._start(handshake))  # first: it takes longer
         connecting = asyncio.create_task(self._connect())
-        starting = asyncio.create_task(self._start(handshake))
         try:
             done, _ = await asyncio.wait({connecting, starting}, return_when=asyncio.FIRST_EXCEPTION)
             for task in done:
