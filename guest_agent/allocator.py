@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
 _LARGEST_BLOCK: Final = 32 << 20
-"""Octets up to which blocks come from the heap: the most that glibc takes for M_MMAP_THRESHOLD (mallopt(3))."""
+"""Octets up to which blocks come from the heap; glibc takes no more for M_MMAP_THRESHOLD (mallopt(3))."""
 
 _KEPT: Final = 64 << 20
 """Octets of free heap that are kept: some two hundred messages."""

@@ -41,6 +41,7 @@ class FakeBroker(TokenServiceServicer):
         self.open_gate = asyncio.Event()
         self.open_gate.set()
         self.streams = 0
+        self.streams_opened = 0
         self.under_way = 0
         self.starts: list[pb.HandshakeStart] = []
         self.tickets: list[pb.SessionTicket] = []
@@ -77,6 +78,7 @@ class FakeBroker(TokenServiceServicer):
     ) -> AsyncIterator[pb.HandshakeResponse]:
         stream = _Stream(self)
         self.streams += 1
+        self.streams_opened += 1
         try:
             async for request in request_iterator:
                 response = await stream.answer(request)
