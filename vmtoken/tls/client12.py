@@ -17,7 +17,7 @@ from vmtoken.tls.codes import (
     ProtocolVersion,
     SignatureScheme,
 )
-from vmtoken.tls.config import ClientConfig
+from vmtoken.tls.config import EMPTY_CERTIFICATE, ClientConfig
 from vmtoken.tls.errors import (
     DecryptError,
     HandshakeFailure,
@@ -267,8 +267,9 @@ class AwaitConsent(_Clear):
                 request.certificate_authorities,
                 request.certificate_types,
             )
-            chain = answer[0].certificate_chain if answer else ()
-            transcript.add(output.send(Certificate12(chain)))
+            messages = answer[0].messages if answer else EMPTY_CERTIFICATE
+            output.send_encoded(messages[ProtocolVersion.TLS_1_2])
+            transcript.add(messages[ProtocolVersion.TLS_1_2])
         master = self._exchange_keys(output)
         certificate_sent = answer is not None
         ending = Ending(self.handshake, master, self.server, self.share.group, certificate_sent, resumed=None)

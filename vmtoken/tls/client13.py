@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.certificates import CertificateVerifier, CertifiedKey, VerifiedServer
 from vmtoken.tls.codes import ExtensionType, HandshakeType, NamedGroup, ProtocolVersion, SignatureScheme
-from vmtoken.tls.config import ClientConfig, Credential
+from vmtoken.tls.config import EMPTY_CERTIFICATE, ClientConfig, Credential
 from vmtoken.tls.errors import DecryptError, IllegalParameter, MissingExtension, UnexpectedMessage
 from vmtoken.tls.events import HandshakeComplete, ServerAuthenticated, SignatureNeeded
 from vmtoken.tls.extensions import (
@@ -318,7 +318,9 @@ class AwaitConsent(_ServerFinished):
         if not self.handshake.offer.retried:
             output.send_change_cipher_spec()
         if self.request is not None:
-            self._send_certificate(answer[0] if answer else None, output)
+            messages = answer[0].messages if answer else EMPTY_CERTIFICATE
+            output.send_encoded(messages[ProtocolVersion.TLS_1_3])
+            self.handshake.transcript.add(messages[ProtocolVersion.TLS_1_3])
         if answer is None:
             return self._finish(output, certificate_sent=self._was_certificate_sent())
         content = client_content(self.handshake.transcript.digest())
@@ -340,11 +342,6 @@ class AwaitConsent(_ServerFinished):
             schemes.schemes if schemes else (),
             authorities.authorities if authorities else (),
         )
-
-    def _send_certificate(self, credential: Credential | None, output: Output) -> None:
-        chain = credential.certificate_chain if credential else ()
-        message = Certificate13(b"", tuple(CertificateEntry(certificate) for certificate in chain))
-        self.handshake.transcript.add(output.send(message))
 
     def _was_certificate_sent(self) -> bool:
         session = self.handshake.session

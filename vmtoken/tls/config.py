@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from cryptography import x509
 from cryptography.x509.verification import Subject
@@ -14,6 +15,7 @@ from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion, Signatur
 from vmtoken.tls.der import CertificateFields
 from vmtoken.tls.key_block import MAX_PLAINTEXT, MIN_RECORD_SIZE_LIMIT
 from vmtoken.tls.key_exchange import KeyExchange, generate
+from vmtoken.tls.messages import Certificate12, Certificate13, CertificateEntry, encode_message
 from vmtoken.tls.signatures import PublicKey
 from vmtoken.tls.suites import suite_of
 from vmtoken.tls.tickets import ResumableSession
@@ -69,6 +71,9 @@ class Credential:
     issuers: frozenset[bytes] = field(init=False, repr=False)
     """DER Names of the CAs of the chain, to be compared with those that a server names."""
 
+    messages: Mapping[ProtocolVersion, bytes] = field(init=False, repr=False)
+    """The Certificate message of each version, header included: the same in every handshake."""
+
     def __post_init__(self) -> None:
         if not self.certificate_chain or not self.schemes:
             raise ValueError("a credential needs a certificate and a signature scheme")
@@ -79,10 +84,23 @@ class Credential:
         names = frozenset(CertificateFields.of(der).issuer for der in self.certificate_chain)
         object.__setattr__(self, "public_key", public_key)
         object.__setattr__(self, "issuers", names)
+        object.__setattr__(self, "messages", _certificate_messages(self.certificate_chain))
 
     def is_issued_by_one_of(self, names: Sequence[bytes]) -> bool:
         """Whether a CA of the chain is among `names` (DER); no names means any CA."""
         return not names or not self.issuers.isdisjoint(names)
+
+
+def _certificate_messages(chain: tuple[bytes, ...]) -> dict[ProtocolVersion, bytes]:
+    entries = tuple(CertificateEntry(certificate) for certificate in chain)
+    return {
+        ProtocolVersion.TLS_1_2: encode_message(Certificate12(chain)),
+        ProtocolVersion.TLS_1_3: encode_message(Certificate13(b"", entries)),
+    }
+
+
+EMPTY_CERTIFICATE: Final = _certificate_messages(())
+"""The Certificate message of a client that has none for this server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,9 @@ class Extensions:
         with writer.block(2):
             for item in self.items:
                 writer.uint(item.extension_type, 2)
+                if isinstance(item, RawExtension):
+                    writer.opaque(item.data, 2)
+                    continue
                 with writer.block(2):
                     item.encode(writer)
 
