@@ -231,6 +231,7 @@ class EapTlsCard:
         """The key block and what belongs to it; None while the card waits for the server's Finished."""
         octets = self._export_if_there(Export.RESULT)
         if octets is None:
+            self._check_not_reset()
             return None
         assert self._server is not None
         export = ResultExport.decode(octets)
@@ -244,6 +245,13 @@ class EapTlsCard:
             group=facts.group_name,
             client_certificate_sent=facts.client_certificate_sent,
         )
+
+    def _check_not_reset(self) -> None:
+        """A card that was reset says that it is too early for ever; but it has forgotten its PIN too."""
+        try:
+            commands.state(self._card.channel)
+        except StatusWordError as error:
+            raise CardMisbehaved("the card forgot the handshake before its end") from error
 
     def _export_if_there(self, index: Export) -> bytes | None:
         """An export; None where the card says that it is too early, or too late."""
