@@ -37,7 +37,7 @@ from vmtoken.tls.errors import (
     UnexpectedMessage,
 )
 from vmtoken.tls.events import Closed, DataReceived, NeedData, TicketReceived
-from vmtoken.tls.key_block import KeyBlock
+from vmtoken.tls.key_block import MAX_PLAINTEXT, KeyBlock
 from vmtoken.tls.key_schedule import next_traffic_secret
 from vmtoken.tls.messages import HelloRequest, KeyUpdate, NewSessionTicket13, decode_message, encode_message
 from vmtoken.tls.reassembly import HandshakeReassembler
@@ -128,11 +128,9 @@ class DelegatedConnection:
         Many records at once are the fast way: 64 KiB or more. What comes after the end is ignored
         (RFC 8446 section 6.1).
         """
-        room = memoryview(bytearray(self._reader.held_length + len(data)))
-        start = 0
-        for end in self._fill(room, data):
-            self._events.append(DataReceived(bytes(room[start:end])))
-            start = end
+        view = memoryview(data)
+        for start in range(0, len(view), _PIECE):
+            self._receive_piece(view[start : start + _PIECE])
 
     def receive_into(self, data: Octets, room: bytearray | memoryview) -> int:
         """Take octets from the server, and put the application data in them at the start of `room`.
@@ -210,6 +208,13 @@ class DelegatedConnection:
             self.update_keys()
 
     # Receiving.
+
+    def _receive_piece(self, data: memoryview) -> None:
+        room = memoryview(bytearray(self._reader.held_length + len(data)))
+        start = 0
+        for end in self._fill(room, data):
+            self._events.append(DataReceived(bytes(room[start:end])))
+            start = end
 
     def _fill(self, room: memoryview, data: Octets) -> Iterator[int]:
         """Put application data into `room`; gives how far it goes, before what is no data and in the end."""
@@ -338,6 +343,10 @@ def _forget_frames(error: BaseException | None) -> None:
 
 _APPLICATION_DATA = int(ContentType.APPLICATION_DATA)
 """A plain integer, for the one comparison that every record of data meets."""
+
+_PIECE = 6 * MAX_PLAINTEXT
+"""Octets decrypted at once. The C library maps and unmaps blocks over 128 KiB each time that they are
+used, and the page faults then cost more than the decryption."""
 
 _NEED_DATA = NeedData()
 _CLOSED = Closed()
