@@ -102,7 +102,7 @@ class VerifiedPath:
     def of(cls, server_name: str, certificates: Sequence[x509.Certificate]) -> VerifiedPath:
         """Gather what is needed; raises `UnsupportedCertificate` for a public key that cannot be used."""
         public_key = PublicKey.of(certificates[0])
-        if not public_key.schemes():
+        if not public_key.is_usable:
             raise UnsupportedCertificate(
                 f"the certificate of {server_name} has a key that is weak or unknown"
             )
@@ -116,7 +116,7 @@ class VerifiedPath:
             public_key=public_key,
             valid_from=max(certificate.not_valid_before_utc for certificate in certificates),
             valid_until=min(certificate.not_valid_after_utc for certificate in certificates),
-            must_staple=_must_staple(certificates[0]),
+            must_staple=_TLS_FEATURE in encoded[0] and _must_staple(certificates[0]),
         )
 
 
@@ -319,6 +319,10 @@ _CA_POLICY = (
 _LEAF_POLICY = verification.ExtensionPolicy.webpki_defaults_ee().may_be_present(
     x509.AuthorityKeyIdentifier, verification.Criticality.NON_CRITICAL, None
 )
+
+
+_TLS_FEATURE: Final = bytes.fromhex("06082B06010505070118")
+"""The identifier of the extension, DER: nearly no certificate has it, and parsing all of them takes time."""
 
 
 def _must_staple(leaf: x509.Certificate) -> bool:

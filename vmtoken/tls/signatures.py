@@ -94,6 +94,11 @@ class PublicKey:
         algorithm = _ALGORITHMS.get(scheme)
         return algorithm is not None and algorithm.fits(self, version)
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is a scheme for it in any version."""
+        return any(self.can_use(scheme, version) for scheme in DEFAULT_SCHEMES for version in ProtocolVersion)
+
     def schemes(self) -> tuple[SignatureScheme, ...]:
         """All that this key can do, best first; what serves only TLS 1.2 comes last."""
         modern = [scheme for scheme in DEFAULT_SCHEMES if self.can_use(scheme, ProtocolVersion.TLS_1_3)]
