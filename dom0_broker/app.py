@@ -114,10 +114,13 @@ class App:
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
-        self._desk.notes.flush(self._desk.audit)
-        self._desk.audit.append("broker-stopped", {"drained": drained})
-        self._desk.audit.close()
+        self._close_audit(drained=drained)
         self._store.close()
+
+    @property
+    def audit(self) -> AuditLog:
+        """The audit log."""
+        return self._desk.audit
 
     async def idle(self) -> None:
         """Wait until no handshake is under way or waiting."""
@@ -182,6 +185,14 @@ class App:
                 await asyncio.to_thread(self._write_audit)
             except AuditError as error:
                 log.error("audit log cannot be written", extra={"because": str(error)})  # noqa: TRY400
+
+    def _close_audit(self, *, drained: bool) -> None:
+        try:
+            self._desk.notes.flush(self.audit)
+            self.audit.append("broker-stopped", {"drained": drained})
+            self.audit.close()
+        except AuditError as error:
+            log.error("the last records are not in the audit log", extra={"because": str(error)})  # noqa: TRY400
 
     async def show_health(self) -> None:
         """Let the health service say how each token is."""

@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +32,9 @@ GENESIS: Final = "0" * 64
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _TAIL: Final = 1 << 20
 """Octets; far more than the longest record, so that the last line is found from the end."""
+
+_MOST_NOTES: Final = 10_000
+"""While the log cannot be written; the oldest are lost then."""
 
 Fields = Mapping[str, str | int | bool | None]
 
@@ -218,7 +221,7 @@ class AuditNotes:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._notes: list[tuple[str, Fields]] = []
+        self._notes: deque[tuple[str, Fields]] = deque(maxlen=_MOST_NOTES)
         self._refusals: Counter[tuple[str, str, str, str]] = Counter()
 
     def add(self, event: str, fields: Fields) -> None:
@@ -233,15 +236,15 @@ class AuditNotes:
             self._refusals[vm.name, str(vm.uuid), token, error.reason] += 1
 
     def flush(self, log: AuditLog) -> None:
-        """Write what is kept. Raises `AuditError`."""
+        """Write what is kept. Raises `AuditError`, and keeps what is not written."""
         with self._lock:
-            notes, self._notes = self._notes, []
             refusals, self._refusals = self._refusals, Counter()
-        for event, fields in notes:
-            log.append(event, fields)
-        for (vm, vm_uuid, token, reason), count in refusals.items():
-            fields = {"vm": vm, "vm_uuid": vm_uuid, "token": token or None, "outcome": reason, "count": count}
-            log.append("handshake-refused", fields)
+            for (vm, vm_uuid, token, reason), count in refusals.items():
+                fields = {"vm": vm, "vm_uuid": vm_uuid, "token": token or None, "outcome": reason}
+                self._notes.append(("handshake-refused", {**fields, "count": count}))
+        while self._notes:
+            log.append(*self._notes[0])
+            self._notes.popleft()
 
 
 def head_path(log: Path) -> Path:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -355,17 +355,19 @@ class _Run:
         self.total = Cost(self.total.queue, self.total.in_token + in_token, traffic.apdus, traffic.octets)
 
     def _record_failure(self, error: VmTokenError) -> None:
+        """A failure that cannot be recorded is one all the same; it is noted for later."""
         if not self.recorded:
             fields = {"outcome": error.reason, "message": error.message[:_LONGEST_MESSAGE]}
-            self._record("handshake-failed", fields)
-            self.recorded = True
+            with suppress(VmTokenError):
+                self._record("handshake-failed", fields)
+                self.recorded = True
 
     def _record(self, event: str, fields: Mapping[str, str | int | bool | None]) -> None:
-        """Raises when the record cannot be written: what is not recorded does not happen."""
+        """Raises `VmTokenError` when the record cannot be written: what is not recorded does not happen."""
         try:
             self._desk.audit.append(event, {**self._facts.fields(), **fields})
         except AuditError as error:
-            raise HandshakeFailed(VmTokenError("The broker cannot write its audit log.")) from error
+            raise VmTokenError("The broker cannot write its audit log.") from error
 
 
 _LONGEST_MESSAGE: Final = 500

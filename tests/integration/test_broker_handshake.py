@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
+from dom0_broker.app import App
 from dom0_broker.audit import verify
 from dom0_broker.config import BrokerConfig
 from tests.fakes.token import ALERT, TICKET
@@ -389,3 +393,34 @@ async def test_token_is_described_without_its_reader_or_serial(tmp_path: Path) -
     assert (empty.ready, "no certificate" in empty.not_ready_because) == (False, True)
     assert (broken.ready, "cannot be read" in broken.not_ready_because) == (False, True)
     assert b"FAKE-1" not in web.SerializeToString()
+
+
+@pytest.mark.parametrize("step", ["authorize", "complete"])
+async def test_what_cannot_be_recorded_does_not_happen(tmp_path: Path, step: str) -> None:
+    config = broker_config(tmp_path)
+    populate(config, WEB01, tokens={"web": [WEB01]})
+    async with running(config, Cards()) as app, agent_of(app, WEB01) as stub:
+        stream = Stream(stub)
+        await stream.start()
+        if step == "complete":
+            await stream.records(b"server flight")
+        with full_disk(app):
+            refused = await stream.records(b"server finished" if step == "complete" else b"server flight")
+        assert (await stream.handshake()).HasField("result")
+    assert refused.failure.error.reason == "INTERNAL"
+    assert "audit log" in refused.failure.error.message
+    assert events_of(config)[-2:] == ["handshake-complete", "handshake-failed"]  # the latter was noted
+
+
+@contextlib.contextmanager
+def full_disk(app: App) -> Iterator[None]:
+    """The disk of the audit log takes nothing more."""
+    log = app.audit
+    file, full = os.dup(log._file), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._file)
+    try:
+        yield
+    finally:
+        os.dup2(file, log._file)
+        os.close(file)
+        os.close(full)

@@ -189,6 +189,24 @@ def test_refusals_of_one_kind_become_one_record(tmp_path: Path) -> None:
     assert (second["vm"], second["outcome"], second["count"]) == ("web01", "QUOTA_EXCEEDED", 1000)
 
 
+def test_notes_wait_for_a_log_that_can_be_written(tmp_path: Path) -> None:
+    notes = AuditNotes(CLOCK)
+    log = AuditLog(tmp_path / "audit.jsonl", CLOCK)
+    notes.add("first", {})
+    notes.add("second", {})
+    file, full = os.dup(log._file), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, log._file)
+    with pytest.raises(AuditError):
+        notes.flush(log)
+    os.dup2(file, log._file)
+    notes.flush(log)
+    log.close()
+    os.close(file)
+    os.close(full)
+    lines = (tmp_path / "audit.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["first", "second"]
+
+
 def test_log_is_for_its_owner_only(tmp_path: Path) -> None:
     written(tmp_path / "audit" / "audit.jsonl")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "audit").iterdir()} == {0o600}
