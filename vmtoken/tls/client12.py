@@ -17,7 +17,7 @@ from vmtoken.tls.codes import (
     ProtocolVersion,
     SignatureScheme,
 )
-from vmtoken.tls.config import EMPTY_CERTIFICATE, ClientConfig
+from vmtoken.tls.config import EMPTY_CERTIFICATE, ClientConfig, Credential
 from vmtoken.tls.errors import (
     DecryptError,
     HandshakeFailure,
@@ -255,28 +255,31 @@ class AwaitConsent(_Clear):
 
     def proceed(self, output: Output) -> State:
         """Certificate if asked for, ClientKeyExchange; then CertificateVerify or straight to Finished."""
-        transcript, request = self.handshake.transcript, self.request
-        answer = None
-        if request is None:
-            check_certificate_may_be_left_out(self.handshake.config)
-        else:
-            answer = usable_credential(
-                self.handshake.config,
-                ProtocolVersion.TLS_1_2,
-                request.supported_signature_algorithms,
-                request.certificate_authorities,
-                request.certificate_types,
-            )
+        answer, transcript = self._credential(), self.handshake.transcript
+        if self.request is not None:
             messages = answer[0].messages if answer else EMPTY_CERTIFICATE
             output.send_encoded(messages[ProtocolVersion.TLS_1_2])
             transcript.add(messages[ProtocolVersion.TLS_1_2])
         master = self._exchange_keys(output)
-        certificate_sent = answer is not None
-        ending = Ending(self.handshake, master, self.server, self.share.group, certificate_sent, resumed=None)
+        group, certificate_sent = self.share.group, answer is not None
+        ending = Ending(self.handshake, master, self.server, group, certificate_sent, resumed=None)
         if answer is None:
             return ending.send_finished(output)
         output.emit(SignatureNeeded(answer[1], transcript.messages))
         return _Sign(answer[1], ending)
+
+    def _credential(self) -> tuple[Credential, SignatureScheme] | None:
+        request, config = self.request, self.handshake.config
+        if request is None:
+            check_certificate_may_be_left_out(config)
+            return None
+        return usable_credential(
+            config,
+            ProtocolVersion.TLS_1_2,
+            request.supported_signature_algorithms,
+            request.certificate_authorities,
+            request.certificate_types,
+        )
 
     def _exchange_keys(self, output: Output) -> bytes:
         (share,) = key_exchange.generate((self.share.group,))
@@ -314,6 +317,16 @@ class Ending:
     ticket: NewSessionTicket12 | None = None
     """The one that came in this handshake."""
 
+    client_secret: bytes = field(init=False, repr=False)
+    server_secret: bytes = field(init=False, repr=False)
+    """Write key || write IV."""
+
+    def __post_init__(self) -> None:
+        randoms = self.handshake.offer.random, self.handshake.server_random
+        client_secret, server_secret = record_secrets(self.handshake.suite, self.master, *randoms)
+        object.__setattr__(self, "client_secret", client_secret)
+        object.__setattr__(self, "server_secret", server_secret)
+
     def send_finished(self, output: Output) -> State:
         """In a full handshake the client is first."""
         self.finish(output)
@@ -323,9 +336,8 @@ class Ending:
         """change_cipher_spec and Finished of the client."""
         handshake = self.handshake
         output.log_key(KeyLogLabel.CLIENT_RANDOM, handshake.offer.random, self.master)
-        client_secret, _ = self.record_secrets
         output.send_change_cipher_spec()
-        output.protect_writing(handshake.suite, client_secret)
+        output.protect_writing(handshake.suite, self.client_secret)
         digest = handshake.transcript.digest(handshake.suite)
         verify_data = client_verify_data(handshake.suite, self.master, digest)
         handshake.transcript.add(output.send(Finished(verify_data)))
@@ -345,20 +357,13 @@ class Ending:
         )
         return Connected(self._key_block(), self._exporter, None, self._session())
 
-    @property
-    def record_secrets(self) -> tuple[bytes, bytes]:
-        """Write key || write IV of client and server."""
-        handshake = self.handshake
-        return record_secrets(handshake.suite, self.master, handshake.offer.random, handshake.server_random)
-
     def _key_block(self) -> KeyBlock:
         """Each side has sent one record under its key: Finished."""
-        client_secret, server_secret = self.record_secrets
         return KeyBlock(
             version=ProtocolVersion.TLS_1_2,
             cipher_suite=self.handshake.suite.code,
-            client_secret=SecretBytes(client_secret),
-            server_secret=SecretBytes(server_secret),
+            client_secret=SecretBytes(self.client_secret),
+            server_secret=SecretBytes(self.server_secret),
             client_sequence=1,
             server_sequence=1,
             send_limit=self.handshake.limits.send,
@@ -418,8 +423,7 @@ class ExpectChangeCipherSpec(_Clear):
         """What follows is encrypted."""
         if self._awaits_ticket:
             raise UnexpectedMessage("change_cipher_spec", self.expected)
-        _, server_secret = self.ending.record_secrets
-        output.protect_reading(self.ending.handshake.suite, server_secret)
+        output.protect_reading(self.ending.handshake.suite, self.ending.server_secret)
         return ExpectFinished(self.ending)
 
 

@@ -314,7 +314,7 @@ class AwaitConsent(_ServerFinished):
 
     def proceed(self, output: Output) -> State:
         """Send our certificate, if the server asks for one, and then Finished."""
-        answer = self._certificate()
+        answer = self._credential()
         if not self.handshake.offer.retried:
             output.send_change_cipher_spec()
         if self.request is not None:
@@ -327,7 +327,7 @@ class AwaitConsent(_ServerFinished):
         output.emit(SignatureNeeded(answer[1], content))
         return _Sign(answer[1], self)
 
-    def _certificate(self) -> tuple[Credential, SignatureScheme] | None:
+    def _credential(self) -> tuple[Credential, SignatureScheme] | None:
         config = self.handshake.config
         if self.request is None:
             if self.handshake.session is None:
