@@ -69,6 +69,8 @@ class ClientConnection:
         next event is consent. Raises `PeerError`, `AlertReceived`, `LocalError`.
         """
         self._check_open()
+        if isinstance(self._state, ExpectSignature) and not self._records.events:
+            raise LocalError("the handshake waits for a signature")
         try:
             return self._next_event()
         except TlsError as error:
@@ -129,8 +131,6 @@ class ClientConnection:
                 return self._record_layer(self._state).next_event()
             following = self._state.proceed(records)
             if following is None:
-                if isinstance(self._state, ExpectSignature):
-                    raise LocalError("the handshake waits for a signature")
                 message = records.next_message(self._state.version)
                 if message is None:
                     return NeedData()

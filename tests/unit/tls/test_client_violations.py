@@ -332,6 +332,16 @@ def test_the_suite_may_not_change_after_a_hello_retry_request() -> None:
     assert_refused(lambda: client.receive(server.whole_flight()), client, A.ILLEGAL_PARAMETER)
 
 
+def test_the_version_may_not_change_after_a_hello_retry_request() -> None:
+    client = Client(config())
+    server = FakeServer13(retry=(P384_WANTED,), group=NamedGroup.SECP384R1)
+    server.receive_hello(client.connection.data_to_send())
+    answer = client.receive(server.whole_flight())
+    server.changes[H.SERVER_HELLO] = with_extensions(without=(SelectedVersion, KeyShareServerHello))
+    server.receive_hello(answer)
+    assert_refused(lambda: client.receive(server.whole_flight()), client, A.ILLEGAL_PARAMETER)
+
+
 def test_messages_may_not_share_a_record_across_a_change_of_keys() -> None:
     client = Client(config())
     server = FakeServer13()
