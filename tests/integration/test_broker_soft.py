@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from dom0_broker.app import App
 from dom0_broker.audit import verify
 from tests.support.broker_app import Stream, broker_config
-from tests.support.pki import Usage, pki, server_identity
+from tests.support.pki import Authority, Usage, pki, server_identity
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.rpc.status import from_rpc_error
 from vmtoken.v1 import admin_service_pb2 as pb
@@ -189,3 +189,57 @@ async def test_wrong_pin_is_tried_once_and_a_right_one_lifts_it(tmp_path: Path) 
             (token,) = (await admin.ListAllTokens(pb.ListAllTokensRequest())).tokens
             assert token.not_ready.reason == "TOKEN_NOT_READY"
     assert b"wrong000" not in app.config.audit_path.read_bytes()
+
+
+async def test_tls12_session_is_resumed_and_judged_again(tmp_path: Path) -> None:
+    context = tls_server_context(tmp_path, ssl.TLSVersion.TLSv1_2)
+    async with broker(tmp_path, "allow vm=* server=*") as (app, admin), tls_server(context) as port:
+        await personalise(admin, pb.KEY_ALGORITHM_P256)
+        (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+        async with unix_channel(Path(vm.socket)) as channel:
+            stream = Stream(TokenServiceStub(channel))
+            resumed = [(await relay(stream, port)).result.resumed for _ in range(2)]
+            rule = app.config.policy_dir / "05-no.policy"
+            rule.write_text("deny vm=web01 server=server.example\n")
+            await admin.Reload(pb.ReloadRequest())
+            refused = await relay(stream, port)
+            rule.unlink()
+            await admin.Reload(pb.ReloadRequest())
+            full = (await relay(stream, port)).result
+    assert resumed == [False, True]
+    assert refused.failure.error.metadata["rule"] == "05-no.policy:1"
+    assert not full.resumed  # the session was forgotten when policy refused it
+    assert full.client_certificate_sent
+
+
+@pytest.mark.parametrize(("condition", "outcome"), [("ca=root.pem", "result"), ("ca=other.pem", "failure")])
+async def test_policy_rests_on_the_ca_that_the_token_verified(
+    tmp_path: Path, condition: str, outcome: str
+) -> None:
+    (tmp_path / "policy.d").mkdir()
+    (tmp_path / "policy.d/root.pem").write_bytes(pki().root.certificate.public_bytes(Encoding.PEM))
+    (tmp_path / "policy.d/other.pem").write_bytes(
+        Authority.self_signed().certificate.public_bytes(Encoding.PEM)
+    )
+    policy = f"allow vm=web01 server=*.example {condition}"
+    context = tls_server_context(tmp_path, ssl.TLSVersion.TLSv1_3)
+    async with broker(tmp_path, policy) as (_, admin), tls_server(context) as port:
+        await personalise(admin, pb.KEY_ALGORITHM_P256)
+        (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+        async with unix_channel(Path(vm.socket)) as channel:
+            response = await relay(Stream(TokenServiceStub(channel)), port)
+        chain = [*server_identity().chain_der, server_identity().root_der]
+        request = pb.TestPolicyRequest(vm="web01", server_name="server.example", certificates=chain)
+        (tested,) = (await admin.TestPolicy(request)).outcomes
+    assert response.WhichOneof("step") == outcome
+    assert tested.allow == (outcome == "result")
+
+
+@pytest.mark.parametrize("algorithm", [each for each in pb.KeyAlgorithm.values() if each])
+async def test_key_of_every_kind_is_made_and_certified(
+    tmp_path: Path, algorithm: pb.KeyAlgorithm.ValueType
+) -> None:
+    async with broker(tmp_path, "deny vm=* server=*") as (_, admin):
+        await personalise(admin, algorithm)
+        (token,) = (await admin.ListAllTokens(pb.ListAllTokensRequest())).tokens
+    assert token.ready, token.not_ready.message
