@@ -83,8 +83,10 @@ class ClientConnection:
         self._state = self._state.sign(scheme, signature, self._records)
 
     def refuse(self, alert: AlertDescription = AlertDescription.ACCESS_DENIED) -> None:
-        """End the connection instead of going on; `data_to_send` holds the alert."""
+        """End the handshake instead of going on; `data_to_send` holds the alert and nothing else."""
         self._check_open()
+        if isinstance(self._state, Connected):
+            raise LocalError("the handshake is complete: it is too late to refuse")
         self._abort(alert, LocalError(f"the handshake was refused with {alert.name}"))
 
     def key_block(self) -> KeyBlock:

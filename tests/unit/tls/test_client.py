@@ -110,6 +110,15 @@ def test_refusing_instead_of_signing_sends_nothing_of_the_flight(version: Protoc
 
 
 @BOTH
+def test_a_complete_handshake_cannot_be_refused(version: ProtocolVersion) -> None:
+    connection = finished(version).connection
+    with pytest.raises(LocalError, match="too late"):
+        connection.refuse()
+    connection.close()
+    assert connection.data_to_send()
+
+
+@BOTH
 def test_the_keys_go_once_and_end_the_connection(version: ProtocolVersion) -> None:
     connection = finished(version).connection
     keys = connection.key_block()
