@@ -83,7 +83,7 @@ class ClientConnection:
         self._state = self._state.sign(scheme, signature, self._records)
 
     def refuse(self, alert: AlertDescription = AlertDescription.ACCESS_DENIED) -> None:
-        """End the handshake instead of going on; `data_to_send` holds the alert and nothing else."""
+        """End the handshake instead of going on; `data_to_send` holds the alert and nothing of the flight."""
         self._check_open()
         if isinstance(self._state, Connected):
             raise LocalError("the handshake is complete: it is too late to refuse")
