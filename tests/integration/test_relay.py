@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmtoken.rpc.front_door import FrontDoor
 from vmtoken.transport import unix
+from vmtoken.transport.relay import SpliceEnd
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -96,3 +97,38 @@ async def test_data_sent_before_the_server_is_there_is_not_lost(tmp_path: Path) 
         assert await asyncio.wait_for(received.get(), 5) == b"early"
         writer.close()
         await door.close()
+
+
+class EagerTransport(asyncio.Transport):
+    """Reads after `connection_made` whatever was said there, as Python before 3.11.3 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.written = True, b""
+
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+
+async def test_data_that_a_transport_brings_too_early_is_kept() -> None:
+    ends, transports = (SpliceEnd(), SpliceEnd()), (EagerTransport(), EagerTransport())
+    for end, transport, data in zip(ends, transports, (b"from here", b"from there"), strict=True):
+        end.connection_made(transport)
+        transport.reading = True
+        end.data_received(data)
+        assert not transport.reading
+    ends[0].join(ends[1])
+    assert [transport.written for transport in transports] == [b"from there", b"from here"]
+    assert all(transport.reading for transport in transports)

@@ -12,7 +12,8 @@ import asyncio
 class SpliceEnd(asyncio.Protocol):
     """One end of a splice; what it receives goes to its `other` end.
 
-    Data that arrives before there is another end is held back by not reading.
+    Data that arrives before there is another end is held back by not reading. Python before 3.11.3
+    starts reading after `connection_made` whatever was said there: what one read brings is kept then.
     """
 
     def __init__(self) -> None:
@@ -20,6 +21,7 @@ class SpliceEnd(asyncio.Protocol):
         self.other: SpliceEnd | None = None
         self.closed = asyncio.get_running_loop().create_future()
         self._ended = False
+        self._early = b""
 
     def join(self, other: SpliceEnd) -> None:
         """Make this end and `other` one stream; both are connected."""
@@ -32,8 +34,11 @@ class SpliceEnd(asyncio.Protocol):
         assert self.other is not None
         if self.transport.is_closing() or self.closed.done():
             self.other.close()
-        else:
-            self.transport.resume_reading()
+            return
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
+        self.transport.resume_reading()
 
     def close(self) -> None:
         """Send what is buffered, then close this end."""
@@ -48,9 +53,18 @@ class SpliceEnd(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Send it on."""
-        assert self.other is not None, "an end without another does not read"
+        if self.other is None:
+            self._keep(data)
+            return
         assert self.other.transport is not None
         self.other.transport.write(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Stop reading once more: the transport takes itself for paused, so it has to be woken first."""
+        assert self.transport is not None
+        self._early += data
+        self.transport.resume_reading()
+        self.transport.pause_reading()
 
     def eof_received(self) -> bool:
         """Pass the end of this half on; the other half stays open where the transport can do that."""
