@@ -182,7 +182,7 @@ def test_server_that_wants_a_signature_our_key_cannot_make(client: Client, tmp_p
 
 
 class TestKeyUpdate:
-    """RFC 8446 section 4.6.3, with the engine: nothing tells an agent to update its keys but their wear."""
+    """RFC 8446 section 4.6.3. From our side with the engine: only wear makes an agent update its keys."""
 
     @pytest.mark.parametrize("program", programs())
     def test_from_our_side_with_an_answer(self, program: Program, tmp_path: Path) -> None:
@@ -195,15 +195,15 @@ class TestKeyUpdate:
                 talk.echo(LINE)
             session.close()
 
-    def test_from_gnutls(self, tmp_path: Path) -> None:
+    def test_from_gnutls(self, client: Client, tmp_path: Path) -> None:
         with PROGRAMS["gnutls"].serve(tmp_path, ServerOptions(minimum=TLS_1_3)) as server:
-            session = EngineClient().connect(server, KeyKind.ECDSA_P256)
+            session = client.connect(server, KeyKind.ECDSA_P256)
             talk = server.talk(session)
             assert isinstance(talk, GnutlsEcho)
             talk.seen()
             talk.rehandshake()
             talk.echo(BULK)
-            session.close()
+            client.close(session, server, KeyKind.ECDSA_P256)
 
     @pytest.mark.parametrize("command", ["k", "K"], ids=["without an answer", "with an answer"])
     def test_from_openssl(self, command: str, tmp_path: Path) -> None:
@@ -219,6 +219,19 @@ class TestKeyUpdate:
                 session.send(f"answer {number}\n".encode())
                 server.child.wait_for(f"answer {number}")
             session.close()
+
+
+def test_renegotiation_of_tls12_is_refused(tmp_path: Path) -> None:
+    """The session goes on until the server ends it, as OpenSSL does when it is told no."""
+    with OPENSSL_AT_THE_KEYBOARD.serve(tmp_path, ServerOptions(maximum=TLS_1_2)) as server:
+        session = EngineClient().connect(server, KeyKind.ECDSA_P256)
+        server.child.type("r\n")
+        session.wait_for_records()
+        server.child.type("after the question\n")
+        assert session.receive() == b"after the question\n"
+        session.flush()
+        server.child.wait_for("no renegotiation")
+        session.close()
 
 
 def resume(client: Client, server: Server, kind: KeyKind) -> Session:
@@ -240,4 +253,5 @@ def check(
     seen = talk.seen()
     assert (seen.version, seen.resumed, seen.client) == (version, resumed, "web01")
     assert (seen.alpn or None) in (None, alpn)
+    assert (seen.server_name or None) in (None, server.server_name)
     talk.echo(BULK)

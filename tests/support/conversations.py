@@ -35,11 +35,8 @@ class Seen:
     """Common name of the client's certificate."""
 
     alpn: str | None = None
-    """None when the server does not say."""
-
-    group: str | None = None
-    cipher: str | None = None
     server_name: str | None = None
+    """Both None when the server does not say; some forget the name in a resumed session of TLS 1.2."""
 
 
 class Conversation(Protocol):
@@ -101,8 +98,6 @@ class Greeting:
             resumed=report["resumed"],
             client=report["client"],
             alpn=report["alpn"],
-            group=report["group"] or None,
-            cipher=report["cipher"],
             server_name=report["server_name"],
         )
 
@@ -126,7 +121,6 @@ class ReversedLines:
             version=_version(_found(r"Protocol version: (\S+)", log)),
             resumed="Signature type:" not in log,
             client=_found(r"Peer certificate: CN = (\S+)", log),
-            cipher=_found(r"Ciphersuite: (\S+)", log),
         )
 
     def echo(self, data: bytes) -> None:
@@ -178,8 +172,6 @@ class Http:
             resumed=report["resumed"] == "r",
             client=report["client"].removeprefix("CN="),
             alpn=report["alpn"],
-            group=report["group"] or None,
-            cipher=report["cipher"],
             server_name=report["server_name"],
         )
 

@@ -40,14 +40,11 @@ TLS_1_2, TLS_1_3 = _VERSIONS = ("1.2", "1.3")
 class Feature(enum.Enum):
     """What not every server can do."""
 
-    CHOOSES_ALPN = "knows the ALPN names that it is told"
-    KEYLOG = "writes its secrets to a file"
     X25519MLKEM768 = "key exchange with X25519MLKEM768"
     ML_DSA = "ML-DSA certificates"
     STAPLES = "sends an OCSP response that it is given"
     STAPLES_REVOCATION = "sends an OCSP response that says revoked"
     SMALL_RECORDS = "sends records of a chosen size"
-    SIDE_BY_SIDE = "serves several clients at once"
 
 
 @dataclass(frozen=True)
@@ -244,8 +241,7 @@ http {{
     location = /seen {{
       default_type application/json;
       return 200 '{{"version": "$ssl_protocol", "resumed": "$ssl_session_reused",
-        "client": "$ssl_client_s_dn", "alpn": "$ssl_alpn_protocol", "group": "$ssl_curve",
-        "cipher": "$ssl_cipher", "server_name": "$ssl_server_name"}}';
+        "client": "$ssl_client_s_dn", "alpn": "$ssl_alpn_protocol", "server_name": "$ssl_server_name"}}';
     }}
     location = /small {{ root {directory}; }}
     location /bulk/ {{
@@ -365,7 +361,6 @@ PROGRAMS = {
             {
                 Feature.X25519MLKEM768: _OPENSSL_3_0,
                 Feature.ML_DSA: _OPENSSL_3_0,
-                Feature.SIDE_BY_SIDE: "s_server takes one client after another",
             },
         ),
         Program(
@@ -383,8 +378,6 @@ PROGRAMS = {
             _nginx,
             Http,
             {
-                Feature.CHOOSES_ALPN: "without HTTP/2 it knows http/1.1 and nothing else",
-                Feature.KEYLOG: "nginx has it from 1.27 on",
                 Feature.X25519MLKEM768: _OPENSSL_3_0,
                 Feature.ML_DSA: _OPENSSL_3_0,
                 Feature.SMALL_RECORDS: "ssl_buffer_size limits the answer's records only",

@@ -27,8 +27,6 @@ const server = tls.createServer({
 function seen(socket) {
   return {
     version: socket.getProtocol(),
-    cipher: socket.getCipher().standardName,
-    group: '',
     alpn: socket.alpnProtocol || '',
     server_name: socket.servername || '',
     resumed: socket.isSessionReused(),

@@ -86,8 +86,6 @@ def seen(session: SSL.Connection) -> dict[str, object]:
     certificate = session.get_peer_certificate()
     return {
         "version": session.get_protocol_version_name(),
-        "cipher": session.get_cipher_name(),
-        "group": session.get_group_name() or "",
         "alpn": session.get_alpn_proto_negotiated().decode(),
         "server_name": (session.get_servername() or b"").decode(),
         "resumed": bool(SSL._lib.SSL_session_reused(session._ssl)),

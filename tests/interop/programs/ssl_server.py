@@ -62,11 +62,8 @@ def serve(context: ssl.SSLContext, connection: socket.socket) -> None:
 
 def seen(session: ssl.SSLSocket) -> dict[str, object]:
     """What the server saw, sent to the client as the first line."""
-    cipher = session.cipher()
     return {
         "version": session.version(),
-        "cipher": cipher[0] if cipher else "",
-        "group": "",
         "alpn": session.selected_alpn_protocol() or "",
         "server_name": getattr(session, "vmtoken_server_name", ""),
         "resumed": session.session_reused,

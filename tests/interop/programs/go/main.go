@@ -27,8 +27,6 @@ type options struct {
 // What the server saw, sent to the client as the first line.
 type report struct {
 	Version    string `json:"version"`
-	Cipher     string `json:"cipher"`
-	Group      string `json:"group"`
 	Alpn       string `json:"alpn"`
 	ServerName string `json:"server_name"`
 	Resumed    bool   `json:"resumed"`
@@ -112,8 +110,6 @@ func serve(connection *tls.Conn) {
 func seen(state tls.ConnectionState) report {
 	return report{
 		Version:    tls.VersionName(state.Version),
-		Cipher:     tls.CipherSuiteName(state.CipherSuite),
-		Group:      state.CurveID.String(),
 		Alpn:       state.NegotiatedProtocol,
 		ServerName: state.ServerName,
 		Resumed:    state.DidResume,
