@@ -25,6 +25,8 @@ from tests.support.stack_client import StackClient
 AGENT_GOAL, APPLICATION_GOAL, RESUMED_GOAL = "<= 1.3", "<= 1.6", "<= 1.0"
 TIMEOUT = 30.0
 TICKET_TIMEOUT = 5.0
+SETTLE = 0.005
+"""Seconds for agent, broker and server to end what the last connection left them."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ def rows(bench: Bench) -> Iterator[Row]:
 
 def _of_version(bench: Bench, version: str, clients: Sequence[Client]) -> Iterator[Row]:
     port = bench.servers[version].port
-    full = in_turns([functools.partial(client.full, port) for client in clients], bench.rounds(300, 40))
+    measure = functools.partial(in_turns, settle=SETTLE)
+    full = measure([functools.partial(client.full, port) for client in clients], bench.rounds(300, 40))
     yield from _rows(f"TLS {version} full", full, full[0], (AGENT_GOAL, APPLICATION_GOAL))
-    resumed = in_turns([functools.partial(client.resumed, port) for client in clients], bench.rounds(200, 30))
+    resumed = measure([functools.partial(client.resumed, port) for client in clients], bench.rounds(200, 30))
     assert all(timing.resumed for series in resumed for timing in series)
     yield from _rows(f"TLS {version} resumed, to ssl full", resumed, full[0], (RESUMED_GOAL, RESUMED_GOAL))
     for who, series in zip(WHO, resumed[1:], strict=True):

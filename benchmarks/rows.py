@@ -49,12 +49,18 @@ Cost = TypeVar("Cost")
 
 
 def in_turns(
-    actions: Sequence[Callable[[], Cost]], rounds: int, *, batch: int = 1, warm_up: int = 3
+    actions: Sequence[Callable[[], Cost]],
+    rounds: int,
+    *,
+    batch: int = 1,
+    settle: float = 0.0,
+    warm_up: int = 3,
 ) -> list[list[Cost]]:
     """Do each action once a round, in alternating order, and give what each of them returned.
 
     With a `batch`, that often in a row: short pure computation is then measured as a program does it
-    over and over, and not how fast the processor's caches forget the other contender.
+    over and over, and not how fast the processor's caches forget the other contender. `settle` is how
+    many seconds other processes get to finish what an action leaves to them, such as tickets.
 
     The garbage collector runs between rounds only, as it would strike whoever is next.
     """
@@ -68,6 +74,7 @@ def in_turns(
                 repeated = [actions[index]() for _ in range(batch)]
                 if number >= 0:
                     costs[index] += repeated
+                time.sleep(settle)
             if number % 20 == 0:
                 gc.collect()
     finally:
