@@ -30,6 +30,23 @@ class Assurance(enum.Enum):
     """Nothing is hardware."""
 
 
+class CertificateMode(enum.Enum):
+    """Whether a session may be without our certificate.
+
+    A server can use our certificate when its signature schemes and the CAs that it names allow it
+    (RFC 8446 section 4.3.2, RFC 5246 section 7.4.4).
+    """
+
+    IF_ASKED = "if-asked"
+    """A server that asks and cannot use ours is refused; one that does not ask gets none."""
+
+    OPTIONAL = "optional"
+    """A server that asks and cannot use ours gets an empty Certificate."""
+
+    ALWAYS = "always"
+    """A server that does not ask is refused too."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
     """Who the server proved to be: what policy judges.
@@ -83,6 +100,8 @@ class HandshakeStart:
     max_version: ProtocolVersion = ProtocolVersion.TLS_1_3
     resumption: bytes | None = None
     """Handle of the session to resume; unknown handles lead to a full handshake."""
+
+    certificate: CertificateMode = CertificateMode.IF_ASKED
 
 
 @dataclass(frozen=True, slots=True)

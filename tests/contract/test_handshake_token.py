@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from OpenSSL import SSL
 
 from tests.support.cards import Card
 from tests.support.memory import PyOpenSslServer, PythonServer, pyopenssl_context, python_context
@@ -35,6 +36,7 @@ from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.tls.delegated import DelegatedConnection
 from vmtoken.tls.events import DataReceived, NeedData, TicketReceived
 from vmtoken.token import (
+    CertificateMode,
     HandshakeFailed,
     HandshakeResult,
     HandshakeStart,
@@ -60,7 +62,7 @@ class Session:
     """Both ends after a handshake."""
 
     result: HandshakeResult
-    server: PythonServer
+    server: PythonServer | PyOpenSslServer
     from_server: bytes
     judged: list[ServerIdentity] = field(default_factory=list)
 
@@ -72,12 +74,12 @@ def start(resumption: bytes | None = None, **changes: object) -> HandshakeStart:
 
 def connect(
     token: HandshakeToken,
-    context: ssl.SSLContext,
+    peer: ssl.SSLContext | PyOpenSslServer,
     begin: HandshakeStart | None = None,
     feed: Callable[[bytes], list[bytes]] = lambda records: [records],
 ) -> Session:
     """Run a handshake; `feed` cuts what the server sends into what the token is given."""
-    server = PythonServer(context)
+    server = PythonServer(peer) if isinstance(peer, ssl.SSLContext) else peer
     judged: list[ServerIdentity] = []
     step = token.start(begin or start(), judged.append)
     result = step.result
@@ -366,6 +368,84 @@ def test_server_that_cannot_use_our_certificate_is_told_so(token: HandshakeToken
     with pytest.raises(HandshakeFailed) as caught:
         token.process(records)
     assert isinstance(caught.value.error, ClientCertificateUnusable)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_optional_certificate_is_left_out_where_the_server_cannot_use_it(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    server = PyOpenSslServer(naming_a_stranger(tmp_path, version))
+    session = connect(token, server, start(certificate=CertificateMode.OPTIONAL))
+    assert not session.result.client_certificate_sent
+    assert server.tls.get_peer_certificate() is None
+    talk(session)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("mode", [CertificateMode.IF_ASKED, CertificateMode.ALWAYS])
+def test_certificate_that_is_not_optional_must_be_of_use(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion, mode: CertificateMode
+) -> None:
+    server = PyOpenSslServer(naming_a_stranger(tmp_path, version))
+    assert_unusable(token, server, start(certificate=mode), "wrong certificate authorities")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("mode", CertificateMode)
+def test_server_that_does_not_ask_is_refused_only_if_it_always_must(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion, mode: CertificateMode
+) -> None:
+    context = python_context(tmp_path, version=version, verify=ssl.CERT_NONE)
+    if mode is CertificateMode.ALWAYS:
+        server = PythonServer(context)
+        assert_unusable(token, server, start(certificate=mode), "does not ask for a client certificate")
+    else:
+        assert not connect(token, context, start(certificate=mode)).result.client_certificate_sent
+
+
+@pytest.mark.parametrize("mode", CertificateMode)
+def test_usable_certificate_is_sent_whenever_asked_for(
+    token: HandshakeToken, tmp_path: Path, mode: CertificateMode
+) -> None:
+    session = connect(token, python_context(tmp_path), start(certificate=mode))
+    assert session.result.client_certificate_sent
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("verify", [ssl.CERT_NONE, ssl.CERT_REQUIRED])
+def test_session_without_our_certificate_is_not_resumed_where_it_always_must_be_sent(
+    token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion, verify: ssl.VerifyMode
+) -> None:
+    context = python_context(tmp_path, version=version, verify=verify)
+    found = resumption(token, connect(token, context))
+    again = start(found.handle, certificate=CertificateMode.ALWAYS)
+    if verify is ssl.CERT_NONE:
+        assert_unusable(token, PythonServer(context), again, "does not ask for a client certificate")
+    else:
+        second = connect(token, context, again).result
+        assert (second.resumed, second.client_certificate_sent) == (True, True)
+
+
+def naming_a_stranger(directory: Path, version: ssl.TLSVersion) -> SSL.Context:
+    """It asks for a certificate of a CA that did not issue ours, and takes none as well."""
+    stranger = Authority.self_signed("somebody else").issue().write(directory, "stranger")
+    context = pyopenssl_context(directory, version=version)
+    context.load_client_ca(str(stranger.anchors).encode())
+    context.set_verify(SSL.VERIFY_PEER, lambda *answer: bool(answer[-1]))
+    return context
+
+
+def assert_unusable(
+    token: HandshakeToken, server: PythonServer | PyOpenSslServer, begin: HandshakeStart, why: str
+) -> None:
+    """The handshake fails before anything but an alert answers the server."""
+    records = server.receive(token.start(begin, lambda _: None).client_flight)
+    with pytest.raises(HandshakeFailed, match=why) as caught:
+        token.process(records)
+    assert isinstance(caught.value.error, ClientCertificateUnusable)
+    server.receive(caught.value.alert_flight)
+    assert "alert handshake failure" in str(server.failure)
+    assert not server.is_ready
 
 
 def test_server_that_refuses_our_certificate_in_the_handshake(token: HandshakeToken, tmp_path: Path) -> None:

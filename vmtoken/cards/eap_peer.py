@@ -14,6 +14,7 @@ from vmtoken.errors import TlsHandshakeFailed, TokenNotReady, VmTokenError
 from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
+from vmtoken.token import CertificateMode
 
 _REFUSALS = (
     StatusWord.SILENTLY_DISCARDED,
@@ -36,12 +37,17 @@ class EapPeer:
     ) -> None:
         """`parameters` go with the server's EAP-TLS Start; a plain card gets the time of them alone.
 
-        Errors as `EapTlsCard`.
+        Errors as `EapTlsCard`; `TokenNotReady` also for a plain card and a certificate mode but IF_ASKED.
         """
         self._card = CardSession.open(connection, t0=t0)
         plain = self._card.fci is None
         self._parameters = StartParameters(parameters.time) if plain else parameters
         try:
+            if plain and parameters.certificate is not CertificateMode.IF_ASKED:
+                raise TokenNotReady(
+                    "the card has no profile, so it cannot be told when to leave out the client certificate, "
+                    "or when to insist on it: use a card with the profile"
+                )
             with card_errors():
                 self._card.verify_pin(PinReference.USER, user_pin, reserve=pin_reserve)
                 self.identity = self._card.use_preferred_identity()

@@ -284,6 +284,7 @@ def _parameters(start: HandshakeStart) -> StartParameters:
         min_version=start.min_version,
         max_version=start.max_version,
         resumption=start.resumption,
+        certificate=start.certificate,
     )
 
 

@@ -16,6 +16,7 @@ from vmtoken.iso7816.channel import ApduLimits
 from vmtoken.iso7816.tlv import BerTlv, decode_fields, encode_tlv
 from vmtoken.tls.codes import AlertDescription, CipherSuite, NamedGroup, ProtocolVersion, name_of
 from vmtoken.tls.key_block import KeyBlock
+from vmtoken.token import CertificateMode
 
 _Code = TypeVar("_Code", bound=enum.IntEnum)
 
@@ -136,6 +137,10 @@ class Mode(enum.IntEnum):
     """TLS with a plain server: the key block, never an MSK."""
 
 
+_CERTIFICATE_MODES = (CertificateMode.IF_ASKED, CertificateMode.OPTIONAL, CertificateMode.ALWAYS)
+"""Each at the index that stands for it in a Start."""
+
+
 class FailureCode(enum.IntEnum):
     """Why a handshake failed, as far as somebody must act differently."""
 
@@ -209,6 +214,8 @@ class StartParameters:
     packet_length: int | None = None
     """Longest EAP packet that the card is to send, in octets."""
 
+    certificate: CertificateMode = CertificateMode.IF_ASKED
+
     def encode(self) -> bytes:
         """Octets behind the EAP packet."""
         parts = [self.time.to_bytes(4, "big")]
@@ -225,6 +232,8 @@ class StartParameters:
             parts.append(encode_tlv(0x84, self.resumption))
         if self.packet_length is not None:
             parts.append(encode_tlv(0x85, self.packet_length.to_bytes(2, "big")))
+        if self.certificate is not CertificateMode.IF_ASKED:
+            parts.append(encode_tlv(0x86, bytes((_CERTIFICATE_MODES.index(self.certificate),))))
         return b"".join(parts)
 
     @classmethod
@@ -232,7 +241,7 @@ class StartParameters:
         """Raises `DecodeError`; data objects that the profile does not name are refused."""
         if len(octets) < 4:
             raise DecodeError("an EAP-TLS Start without the time")
-        fields = _Fields(decode_fields(octets[4:]), allowed=range(0x80, 0x86))
+        fields = _Fields(decode_fields(octets[4:]), allowed=range(0x80, 0x87))
         low, high = ProtocolVersion.TLS_1_2, ProtocolVersion.TLS_1_3
         if 0x83 in fields:
             low, high = (_version(part) for part in _halves(fields.raw(0x83, 4)))
@@ -245,6 +254,7 @@ class StartParameters:
             max_version=high,
             resumption=fields.raw(0x84) if 0x84 in fields else None,
             packet_length=fields.uint(0x85, 2) if 0x85 in fields else None,
+            certificate=_certificate_mode(fields.uint(0x86, 1) if 0x86 in fields else 0),
         )
 
 
@@ -564,6 +574,12 @@ def _known_versions(octets: bytes) -> Iterator[ProtocolVersion]:
 
 def _version(octets: bytes) -> ProtocolVersion:
     return _member(ProtocolVersion, int.from_bytes(octets, "big"))
+
+
+def _certificate_mode(code: int) -> CertificateMode:
+    if code >= len(_CERTIFICATE_MODES):
+        raise DecodeError(f"{code:#x} is no certificate mode")
+    return _CERTIFICATE_MODES[code]
 
 
 def _member(kind: type[_Code], value: int) -> _Code:

@@ -45,6 +45,7 @@ from vmtoken.tls.failures import failure_of
 from vmtoken.tls.key_block import KeyBlock
 from vmtoken.tls.signatures import sign
 from vmtoken.tls.tickets import ResumableSession
+from vmtoken.token import CertificateMode
 
 if TYPE_CHECKING:
     from dom0_broker.backends.software.eap_tls_applet import LoadedIdentity
@@ -246,6 +247,8 @@ def _config(
             trust=identity.trust,
             time=datetime.fromtimestamp(parameters.time, UTC),
             credential=identity.credential,
+            require_client_certificate=parameters.certificate is CertificateMode.ALWAYS,
+            allow_empty_certificate=parameters.certificate is CertificateMode.OPTIONAL,
             alpn=parameters.alpn,
             min_version=parameters.min_version,
             max_version=parameters.max_version,

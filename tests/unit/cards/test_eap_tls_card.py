@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from vmtoken.errors import (
 from vmtoken.iso7816.channel import ApduLimits
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import ProtocolVersion
-from vmtoken.token import Assurance, HandshakeStart
+from vmtoken.token import Assurance, CertificateMode, HandshakeStart
 
 PIN = SecretBytes(b"0000")
 START = HandshakeStart("server.example", 0x3FAA2B6A)
@@ -58,6 +59,21 @@ def test_plain_card_of_the_draft_is_opened_but_gives_no_token_session() -> None:
     with pytest.raises(TokenNotReady, match="without our profile"):
         token.start(START, nobody)
     assert token.accept_ticket(b"s", b"") is None
+
+
+def test_plain_card_leaves_the_client_certificate_to_the_server() -> None:
+    card = _Closeable(f"{SELECT} > 90 00")
+    with pytest.raises(TokenNotReady, match="client certificate"):
+        EapPeer(card, PIN, StartParameters(0, certificate=CertificateMode.ALWAYS))
+    assert card.is_closed
+
+
+def test_certificate_mode_is_told_to_the_card() -> None:
+    a_start = A_START.replace("00 00 1D 01", "00 00 20 01").removesuffix(" 00") + " 86 01 02 00"
+    card = ScriptedCard(f"{PROFILED}\n{a_start} > 02 00 00 09 0D 00 16 03 03 90 00")
+    token = EapTlsCard(card, PIN)
+    assert token.start(replace(START, certificate=CertificateMode.ALWAYS), nobody).client_flight
+    token.close()
 
 
 def test_plain_card_serves_an_eap_server() -> None:

@@ -26,6 +26,7 @@ from vmtoken.iso7816.tlv import BerTlv, encode_tlv
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion
 from vmtoken.tls.key_block import KeyBlock
+from vmtoken.token import CertificateMode
 
 TLS_1_2, TLS_1_3 = ProtocolVersion.TLS_1_2, ProtocolVersion.TLS_1_3
 SERVER = ServerExport("server.example", (bytes(32), b"\x01" * 32), b"\x30\x00", complete=True)
@@ -39,6 +40,7 @@ VALUES = [
     Fci(b"\xff" * 8, (TLS_1_2,), ApduLimits(65535, 65536), Features(0), max_packet=1500),
     StartParameters(0x3FAA2B6A),
     StartParameters(0, Mode.TOKEN, "a.example", ("h2", "http/1.1"), TLS_1_3, TLS_1_3, b"handle", 1020),
+    *(StartParameters(0, certificate=mode) for mode in CertificateMode),
     SERVER,
     STATE,
     SessionState(
@@ -101,6 +103,30 @@ def test_fci_of_a_later_profile_is_still_read() -> None:
 
 def test_start_with_the_time_alone_is_the_one_of_the_draft() -> None:
     assert StartParameters(0x3FAA2B6A).encode() == bytes.fromhex("3F AA 2B 6A")
+
+
+@pytest.mark.parametrize(
+    ("mode", "octets"),
+    [
+        (CertificateMode.IF_ASKED, ""),
+        (CertificateMode.OPTIONAL, "86 01 01"),
+        (CertificateMode.ALWAYS, "86 01 02"),
+    ],
+)
+def test_certificate_mode_is_named_unless_it_is_the_usual_one(mode: CertificateMode, octets: str) -> None:
+    assert StartParameters(0, certificate=mode).encode() == bytes(4) + bytes.fromhex(octets)
+
+
+@pytest.mark.parametrize(
+    "octets", ["86 01 03", "86 01 FF", "86 00", "86 02 00 01", "86 01 01 86 01 01", "87 01 00"]
+)
+def test_start_with_what_the_profile_does_not_name_is_refused(octets: str) -> None:
+    with pytest.raises(DecodeError):
+        StartParameters.decode(bytes(4) + bytes.fromhex(octets))
+
+
+def test_certificate_mode_may_be_named_even_if_it_is_the_usual_one() -> None:
+    assert StartParameters.decode(bytes(4) + bytes.fromhex("86 01 00")) == StartParameters(0)
 
 
 @pytest.mark.parametrize("group", [NamedGroup.X25519MLKEM768, 0x9999, None])
