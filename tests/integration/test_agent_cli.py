@@ -40,7 +40,14 @@ def command(agent: AgentUnderTest, *words: str) -> list[str]:
 
 async def start(agent: AgentUnderTest, *words: str, **streams: int) -> asyncio.subprocess.Process:
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return await asyncio.create_subprocess_exec(*command(agent, *words), **options)
+    return await asyncio.create_subprocess_exec(
+        *command(agent, *words), preexec_fn=_hear_interrupts, **options
+    )
+
+
+def _hear_interrupts() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and the tests may run there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def run(agent: AgentUnderTest, *words: str, given: bytes = b"") -> tuple[int | None, bytes, str]:
