@@ -140,17 +140,22 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def read_config(path: Path) -> BrokerConfig:
     """Read and check broker.toml. Raises `SettingsError` with one sentence for a person."""
+    config = located(path)
+    _check_writers(path, "The configuration file")
+    _check_values(config, path)
+    return config
+
+
+def located(path: Path) -> BrokerConfig:
+    """Read broker.toml for those who only look for the broker's files. Raises `SettingsError`."""
     config = load(path, BrokerConfig)
     home = path.absolute().parent
-    config = replace(
+    return replace(
         config,
         state_dir=home / config.state_dir,
         runtime_dir=home / config.runtime_dir,
         policy_dir=home / config.policy_dir,
     )
-    _check_writers(path, "The configuration file")
-    _check_values(config, path)
-    return config
 
 
 def check_directories(config: BrokerConfig) -> None:

@@ -21,7 +21,7 @@ from dom0_broker.audit import AuditError, AuditLog, AuditNotes
 from dom0_broker.config import Limits
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.inventory import Inventory, Token
-from dom0_broker.policy import Policy, PolicyRequest
+from dom0_broker.policy import Grant, Policy, PolicyRequest
 from dom0_broker.sessions import Purpose, Session, Sessions, Summary
 from dom0_broker.steps import (
     LONGEST_NAME,
@@ -91,7 +91,7 @@ class Attempt:
             self._finish()
             raise
         self._run = run
-        return await self._step(run, lambda card: card.start(start, run.authorize))
+        return await self._step(run, lambda card: run.begin(card, start))
 
     async def proceed(self, untrusted_records: bytes) -> Outcome:
         """Hand the server's records to the token."""
@@ -245,13 +245,14 @@ class _Run:
         self._desk = desk
         self._facts = facts
         self._purpose = purpose
+        self._expected: Grant | None = None
         self._resumption: Resumption | None = None
 
     def start(self) -> HandshakeStart:
         """In the event loop: what the token begins with, a session to resume if policy agrees."""
-        request = self._facts.request
-        if not request.no_resumption:
-            self._resumption = self._allowed_resumption()
+        request, description = self._facts.request, self.token.worker.description
+        if description is not None and not request.no_resumption:
+            self._resumption = self._allowed_resumption(description.assurance)
         return HandshakeStart(
             server_name=request.server_name,
             time=int(self._facts.started.timestamp()),
@@ -260,6 +261,11 @@ class _Run:
             max_version=request.max_version,
             resumption=self._resumption.handle if self._resumption else None,
         )
+
+    def begin(self, card: HandshakeToken, start: HandshakeStart) -> HandshakeStep:
+        """The first step: only the open token says for sure what it reaches, which policy looks at."""
+        expected = self._expected or self._expect(card.assurance)
+        return card.start(replace(start, certificate=expected.certificate), self.authorize)
 
     def step(
         self, card: HandshakeToken, call: Callable[[HandshakeToken], HandshakeStep]
@@ -283,10 +289,11 @@ class _Run:
     def authorize(self, server: ServerIdentity) -> None:
         """May this VM talk to this server, which has proved who it is? Raises `PolicyDenied`."""
         assert self.assurance is not None, "set by the step that is under way"
+        assert self._expected is not None, "set by the first step"
         request = PolicyRequest(self._facts.vm, self.token.name, self.assurance)
         leaf = hashlib.sha256(server.leaf).hexdigest()
         try:
-            grant = self._desk.policy().evaluate(request, server)
+            grant = self._desk.policy().confirm(self._expected, request, server)
         except PolicyDenied as denied:
             self.rule = denied.metadata["rule"]
             self._record("handshake-denied", {"rule": self.rule, "leaf_sha256": leaf})
@@ -325,16 +332,21 @@ class _Run:
         if self._resumption is not None:
             self._desk.sessions.drop(self._facts.vm.uuid, self._purpose, self._resumption.handle)
 
-    def _allowed_resumption(self) -> Resumption | None:
+    def _expect(self, assurance: Assurance) -> Grant:
+        """What policy will most likely grant; only sessions that were made in the same way are resumed."""
+        request = PolicyRequest(self._facts.vm, self.token.name, assurance)
+        self._expected = expected = self._desk.policy().expect(request, self._facts.request.server_name)
+        self._purpose = replace(self._purpose, certificate=expected.certificate)
+        return expected
+
+    def _allowed_resumption(self, assurance: Assurance) -> Resumption | None:
         """The newest session that policy would allow today, by the identity kept with its ticket."""
-        description = self.token.worker.description
-        if description is None:
-            return None
+        expected = self._expect(assurance)
         vm, sessions = self._facts.vm, self._desk.sessions
-        request = PolicyRequest(vm, self.token.name, description.assurance)
+        request = PolicyRequest(vm, self.token.name, assurance)
         for resumption in sessions.candidates(vm.uuid, self._purpose):
             try:
-                self._desk.policy().evaluate(request, resumption.server)
+                self._desk.policy().confirm(expected, request, resumption.server)
                 return resumption
             except PolicyDenied as denied:
                 sessions.drop(vm.uuid, self._purpose, resumption.handle)

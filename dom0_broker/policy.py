@@ -5,6 +5,10 @@ first rule that matches decides, and no match denies. `docs/policy.md` explains 
 
     allow  vm=web01  server=*.shop.example  ca=corp-root.pem  assurance=card-signature
     deny   vm=*      server=**.internal
+
+An `allow` also says whether the session may be without the client certificate. The token must know that
+when the handshake begins, before the server's certificates are known: `Policy.expect` looks ahead, and
+`Policy.confirm` holds the rule that grants to it.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dom0_broker.domains import DomainIdentity, parsed_uuid
 from vmtoken.errors import PolicyDenied
-from vmtoken.token import Assurance, ServerIdentity
+from vmtoken.token import Assurance, CertificateMode, ServerIdentity
 
 MAX_RULES: Final = 10_000
 """A rule costs about a microsecond a handshake; more rules than this are a mistake."""
@@ -50,6 +54,7 @@ class Grant:
     """Yes, and the rule that says so."""
 
     rule: str
+    certificate: CertificateMode = CertificateMode.IF_ASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class Rule:
     ca: frozenset[bytes] | None
     spki: frozenset[bytes] | None
     assurance: Assurance | None
+    certificate: CertificateMode
 
     def concerns(self, request: PolicyRequest, server_name: str) -> bool:
         """True when everything but the server's certificates matches."""
@@ -96,6 +102,11 @@ class Rule:
         """True when the name alone does not decide."""
         return self.ca is not None or self.spki is not None
 
+    @property
+    def grant(self) -> Grant:
+        """What an `allow` gives."""
+        return Grant(self.place, self.certificate)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -113,9 +124,22 @@ class Policy:
         for rule in self.rules:
             if rule.concerns(request, name) and rule.knows(server.spki_sha256):
                 if rule.allow:
-                    return Grant(rule.place)
+                    return rule.grant
                 raise _denied(request, name, rule.place)
         raise _denied(request, name, "default")
+
+    def expect(self, request: PolicyRequest, server_name: str) -> Grant:
+        """What a handshake begins with: the first grant that is possible, whatever certificates the server has."""
+        name = _canonical(server_name)
+        possible = (rule.grant for rule in self.rules if rule.allow and rule.concerns(request, name))
+        return next(possible, Grant("default"))
+
+    def confirm(self, expected: Grant, request: PolicyRequest, server: ServerIdentity) -> Grant:
+        """As `evaluate`, for a handshake that began as expected: another certificate mode is too late now."""
+        grant = self.evaluate(request, server)
+        if grant.certificate is not expected.certificate:
+            raise _too_late(request, server.server_name, expected, grant)
+        return grant
 
     def explain(
         self, request: PolicyRequest, server_name: str, spki_sha256: Sequence[bytes] | None
@@ -127,14 +151,14 @@ class Policy:
         if self.error:
             yield Outcome(self.error, "everything is denied until this is mended", allow=False)
             return
-        name = _canonical(server_name)
+        name, expected = _canonical(server_name), self.expect(request, server_name)
         for rule in self.rules:
             if not rule.concerns(request, name):
                 continue
             if spki_sha256 is None and rule.needs_certificates:
-                yield Outcome(rule.place, rule.text, rule.allow, _condition(rule))
+                yield _outcome(rule, expected, _condition(rule))
             elif spki_sha256 is None or rule.knows(spki_sha256):
-                yield Outcome(rule.place, rule.text, rule.allow)
+                yield _outcome(rule, expected)
                 return
         yield Outcome("default", "no rule matches", allow=False)
 
@@ -169,6 +193,8 @@ def parse_rule(line: str, place: str, directory: Path) -> Rule | None:
         raise PolicyError(f"{place}: a rule names vm= and server=; '*' stands for all.")
     if action == "deny" and "assurance" in values:
         raise PolicyError(f"{place}: assurance= is a minimum and belongs to 'allow'.")
+    if action == "deny" and "certificate" in values:
+        raise PolicyError(f"{place}: certificate= is about sessions that are made and belongs to 'allow'.")
     return Rule(
         place=place,
         text=" ".join(words),
@@ -179,6 +205,7 @@ def parse_rule(line: str, place: str, directory: Path) -> Rule | None:
         ca=_pins(values["ca"], place, directory) if "ca" in values else None,
         spki=_pins(values["spki"], place, directory) if "spki" in values else None,
         assurance=_assurance(values["assurance"], place) if "assurance" in values else None,
+        certificate=_certificate(values.get("certificate", CertificateMode.IF_ASKED.value), place),
     )
 
 
@@ -188,7 +215,7 @@ def spki_sha256(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(spki).digest()
 
 
-_KEYS: Final = ("vm", "server", "token", "ca", "spki", "assurance")
+_KEYS: Final = ("vm", "server", "token", "ca", "spki", "assurance", "certificate")
 
 
 def _rules_of(path: Path) -> Iterator[Rule]:
@@ -303,6 +330,14 @@ def _assurance(value: str, place: str) -> Assurance:
         raise PolicyError(f"{place}: '{value}' is no assurance; known are {known}.") from error
 
 
+def _certificate(value: str, place: str) -> CertificateMode:
+    try:
+        return CertificateMode(value)
+    except ValueError as error:
+        known = ", ".join(each.value for each in CertificateMode)
+        raise PolicyError(f"{place}: '{value}' is no certificate mode; known are {known}.") from error
+
+
 def _reaches(assurance: Assurance, minimum: Assurance) -> bool:
     return _ORDER.index(assurance) >= _ORDER.index(minimum)
 
@@ -316,7 +351,26 @@ def _condition(rule: Rule) -> str:
     return " and ".join(needs)
 
 
+def _outcome(rule: Rule, expected: Grant, condition: str = "") -> Outcome:
+    """What a rule decides; one that allows what the handshake did not begin with denies."""
+    if rule.allow and rule.certificate is not expected.certificate:
+        text = (
+            f"{rule.text} (but {expected.rule} decides first that certificate={expected.certificate.value})"
+        )
+        return Outcome(rule.place, text, allow=False, condition=condition)
+    return Outcome(rule.place, rule.text, rule.allow, condition)
+
+
 def _denied(request: PolicyRequest, server_name: str, rule: str) -> PolicyDenied:
     """What the VM may know: which rule decided, not what the rules are."""
     message = f"Policy does not let VM {request.vm} talk to {server_name} (rule: {rule})."
     return PolicyDenied(message, rule=rule)
+
+
+def _too_late(request: PolicyRequest, server_name: str, expected: Grant, grant: Grant) -> PolicyDenied:
+    message = (
+        f"Policy does not let VM {request.vm} talk to {server_name}: the handshake began with "
+        f"certificate={expected.certificate.value} (rule: {expected.rule}), but what the server proved leads to "
+        f"certificate={grant.certificate.value} (rule: {grant.rule}); the operator should give both rules the same."
+    )
+    return PolicyDenied(message, rule=grant.rule)

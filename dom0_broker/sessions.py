@@ -14,7 +14,7 @@ from datetime import datetime
 
 from vmtoken.clock import Clock
 from vmtoken.tls.codes import ProtocolVersion
-from vmtoken.token import Assurance, Resumption
+from vmtoken.token import Assurance, CertificateMode, Resumption
 
 LONGEST_LIFETIME = 24 * 3600
 """Seconds; RFC 8446 section 4.6.1 allows a week, but a revoked certificate should not live on for so long."""
@@ -33,6 +33,7 @@ class Purpose:
     alpn: tuple[str, ...]
     min_version: ProtocolVersion
     max_version: ProtocolVersion
+    certificate: CertificateMode = CertificateMode.IF_ASKED
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dom0_broker.config import BrokerConfig, read_config
+from dom0_broker.config import BrokerConfig, located
 from vmtoken.errors import BrokerUnavailable
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -25,7 +25,7 @@ def config_of(arguments: argparse.Namespace) -> BrokerConfig:
     path: Path = arguments.config
     if path == DEFAULT_CONFIG and not path.exists():
         return BrokerConfig()
-    return read_config(path)
+    return located(path)
 
 
 @contextlib.asynccontextmanager
