@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from guest_agent.broker_client import (
 )
 from guest_agent.config import BrokerSettings, Enrolment
 from tests.fakes.broker import FakeBroker
+from tests.support.directories import short_directory
 from tests.support.pki import KeyKind, Usage, client_identity, pki, server_identity
 from tests.support.tls_peer import echo, tls_server
 from vmtoken.errors import (
@@ -45,7 +45,7 @@ PATIENCE = 5.0
 
 @pytest.fixture
 async def home() -> AsyncIterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="vmtoken-"))
+    path = short_directory()
     yield path
     shutil.rmtree(path)
 

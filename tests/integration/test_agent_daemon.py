@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from guest_agent.client import AgentClient
 from tests.fakes.broker import FakeBroker
 from tests.support.agent import request
+from tests.support.directories import short_directory
 from tests.support.pki import client_identity
 from tests.support.tls_peer import echo, tls_server
 from vmtoken.rpc.channel import unix_channel
@@ -58,7 +58,7 @@ class Daemon:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="vmtoken-"))
+    path = short_directory()
     yield path
     shutil.rmtree(path)
 

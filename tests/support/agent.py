@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from guest_agent.app import App
 from guest_agent.client import AgentClient
 from guest_agent.config import AgentConfig, ApplicationSettings, BrokerSettings, SessionSettings
 from tests.fakes.broker import FakeBroker
+from tests.support.directories import short_directory
 from tests.support.pki import SERVER_NAME, client_identity
 from vmtoken.v1 import tls_service_pb2 as pb
 
@@ -49,7 +49,7 @@ async def running_agent(
     connect_timeout: float = 1.0,
 ) -> AsyncIterator[AgentUnderTest]:
     """Broker, agent and client, as long as the block lasts."""
-    home = Path(tempfile.mkdtemp(prefix="vmtoken-"))  # short: paths of sockets have 107 octets at most
+    home = short_directory()
     broker = FakeBroker(client_identity())
     config = AgentConfig(
         broker=BrokerSettings(

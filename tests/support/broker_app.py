@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from dom0_broker.config import BrokerConfig, Limits
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.store import BindingRecord, Store, TokenRecord
 from tests.fakes.token import FakeToken, Script
+from tests.support.directories import short_directory
 from tests.support.pki import client_identity
 from vmtoken.errors import Conflict
 from vmtoken.rpc.channel import unix_channel
@@ -64,7 +64,7 @@ def broker_config(home: Path, *, policy: str = "allow vm=* server=*", **limits: 
     policy_dir = home / "policy.d"
     policy_dir.mkdir(exist_ok=True)
     (policy_dir / "10-test.policy").write_text(policy + "\n")
-    runtime_dir = Path(tempfile.mkdtemp(prefix="vmtoken-"))  # short: sockets have paths of 107 octets at most
+    runtime_dir = short_directory()
     config = BrokerConfig(state_dir=home / "state", runtime_dir=runtime_dir, policy_dir=policy_dir)
     return replace(config, limits=Limits(**limits))  # type: ignore[arg-type]
 

@@ -76,7 +76,7 @@ class Stack:
         **options: object,
     ) -> Iterator[Stack]:
         """Broker and agent, with a card of each kind, as long as the block lasts."""
-        home = Path(tempfile.mkdtemp(prefix="vmtoken-"))  # short: paths of sockets have 107 octets at most
+        home = Path(tempfile.mkdtemp(prefix="stack-"))  # short: paths of sockets have 107 octets at most
         stack = cls(home, **options)  # type: ignore[arg-type]
         try:
             stack.start_broker()
@@ -89,7 +89,7 @@ class Stack:
             raise
         finally:
             stack.stop()
-            shutil.rmtree(home)
+            shutil.rmtree(home, ignore_errors=True)
 
     # Programs.
 
