@@ -104,7 +104,7 @@ class VerifiedPath:
         public_key = PublicKey.of(certificates[0])
         if not public_key.is_usable:
             raise UnsupportedCertificate(
-                f"the certificate of {server_name} has a key that is weak or unknown"
+                "the server's certificate has a key that is weak or unknown; its operator has to replace it"
             )
         encoded = tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
         keys = (CertificateFields.of(der).subject_public_key_info for der in encoded)
@@ -195,7 +195,8 @@ class CertificateVerifier:
             self.trust.remember(chain, path)
         if path.must_staple and not any(staples[:1]):
             raise BadCertificateStatusResponse(
-                f"the certificate of {self.server_name} demands an OCSP response, and none came with it"
+                "the server's certificate demands an OCSP response, and none came with it; its operator has "
+                "to turn OCSP stapling on"
             )
         for certificate, staple in zip(chain, staples, strict=False):
             if staple is not None:
@@ -204,14 +205,14 @@ class CertificateVerifier:
 
     def _parse(self, chain: Sequence[bytes]) -> list[x509.Certificate]:
         if not chain:
-            raise BadCertificate(f"{self.server_name} sent no certificate")
+            raise BadCertificate("the server sent no certificate")
         try:
             return [x509.load_der_x509_certificate(certificate) for certificate in chain]
         except UNPARSABLE as error:
             raise self._unparsable() from error
 
     def _unparsable(self) -> BadCertificate:
-        return BadCertificate(f"a certificate of {self.server_name} does not parse")
+        return BadCertificate("a certificate of the server does not parse; its operator has to replace it")
 
     def _find_path(self, certificates: list[x509.Certificate]) -> VerifiedPath:
         try:
@@ -251,26 +252,34 @@ class CertificateVerifier:
             if not certificate.not_valid_before_utc <= self.time <= certificate.not_valid_after_utc:
                 return self._out_of_date(certificate, is_leaf=certificate is leaf)
         if not _is_for_servers(leaf):
-            return UnsupportedCertificate(f"the certificate of {self.server_name} is not for TLS servers")
+            return UnsupportedCertificate(
+                "the server's certificate is not for TLS servers; its operator has to replace it"
+            )
         names = _names(leaf)
         if not names:
-            return CertificateUnknown(f"the certificate of {self.server_name} holds no subjectAltName")
+            return CertificateUnknown(
+                "the server's certificate holds no subjectAltName; its operator has to replace it"
+            )
         if self._verifies_for_another_name(certificates, names):
             others = ", ".join(_printable(str(name.value)) for name in names[:4])
-            return CertificateUnknown(f"the certificate of {self.server_name} is for {others}")
+            return CertificateUnknown(
+                f"the server's certificate is for {others}; connect under a name that it has"
+            )
         issuer = _printable(certificates[-1].issuer.rfc4514_string())
         return UnknownCa(
-            f"no path leads from the certificate of {self.server_name} to a trust anchor; "
-            f"the last certificate that it sent is issued by {issuer}"
+            "no path leads from the server's certificate to a trust anchor, and the last one that it sent is "
+            f"issued by {issuer}; check that the token's trust anchors hold that CA"
         )
 
     def _out_of_date(self, certificate: x509.Certificate, *, is_leaf: bool) -> CertificateExpired:
-        whose = "the certificate" if is_leaf else "a CA certificate"
+        whose = "the server's certificate" if is_leaf else "a CA certificate of the server"
         if self.time < certificate.not_valid_before_utc:
-            when = f"is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M}"
+            when, remedy = "is not valid before", "check the clock of the token's host"
+            date = certificate.not_valid_before_utc
         else:
-            when = f"expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M}"
-        return CertificateExpired(f"{whose} of {self.server_name} {when} UTC")
+            when, remedy = "expired on", "its operator has to renew it"
+            date = certificate.not_valid_after_utc
+        return CertificateExpired(f"{whose} {when} {date:%Y-%m-%d %H:%M} UTC; {remedy}")
 
     def _verifies_for_another_name(
         self, certificates: list[x509.Certificate], names: Sequence[verification.Subject]

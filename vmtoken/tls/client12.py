@@ -90,10 +90,14 @@ def start(
 
 def _check_secure(hello: ServerHello) -> None:
     if ExtensionType.EXTENDED_MASTER_SECRET not in hello.extensions:
-        raise HandshakeFailure("the server's TLS 1.2 lacks the extended master secret (RFC 7627)")
+        raise HandshakeFailure(
+            "the server's TLS 1.2 lacks the extended master secret (RFC 7627); its operator has to update it"
+        )
     renegotiation = hello.extensions.find(RenegotiationInfo)
     if renegotiation is None:
-        raise HandshakeFailure("the server's TLS 1.2 lacks secure renegotiation (RFC 5746)")
+        raise HandshakeFailure(
+            "the server's TLS 1.2 lacks secure renegotiation (RFC 5746); its operator has to update it"
+        )
     if renegotiation.renegotiated_connection:
         raise HandshakeFailure("the server takes the first handshake for a renegotiation")
     formats = hello.extensions.find(EcPointFormats)

@@ -14,7 +14,11 @@ from vmtoken.tls.codes import AlertDescription, AlertLevel, ExtensionType, Hands
 
 
 class TlsError(Exception):
-    """Any failure of a TLS connection; the text is one sentence for a person and holds no secret."""
+    """Any failure of a TLS connection.
+
+    The text holds no secret. It is a clause, to follow "the handshake failed:": it says what is wrong, and
+    what to do where something can be done.
+    """
 
 
 class LocalError(TlsError):

@@ -79,21 +79,27 @@ def _alert_received(error: AlertReceived, server_name: str, client_certificate_s
     alert = name_of(AlertDescription, error.description)
     if error.description == AlertDescription.PROTOCOL_VERSION:
         return TlsVersionUnsupported(
-            f"{server_name} speaks none of the TLS versions that are allowed here", alert_received=alert
+            f"The server {server_name} speaks none of the TLS versions allowed here; ask for one that it "
+            "speaks, or let its operator enable TLS 1.2 or 1.3.",
+            alert_received=alert,
         )
     if error.description == AlertDescription.CERTIFICATE_REQUIRED and not client_certificate_sent:
         return ClientCertificateUnusable(
-            f"{server_name} demands a client certificate and got none", alert_received=alert
+            f"The server {server_name} demands a client certificate and got none; connect with a token whose "
+            "certificate it accepts.",
+            alert_received=alert,
         )
     if client_certificate_sent and error.description in _ABOUT_CLIENT_CERTIFICATE:
         return ClientCertificateRefused(
-            f"{server_name} refuses the client certificate with the alert {alert}", alert_received=alert
+            f"The server {server_name} refuses the client certificate with the alert {alert}; let its "
+            "operator accept it, or connect with another token.",
+            alert_received=alert,
         )
     return TlsHandshakeFailed(
-        f"{server_name} ended the handshake with the alert {alert}", alert_received=alert
+        f"The server {server_name} ended the handshake with the alert {alert}; its log may say why.",
+        alert_received=alert,
     )
 
 
 def _sentence(error: TlsError, server_name: str) -> str:
-    text = str(error)
-    return text if server_name in text else f"the handshake with {server_name} failed: {text}"
+    return f"The handshake with {server_name} failed: {error}."

@@ -122,13 +122,17 @@ class ExpectServerHello(State):
     def _legacy_version(self, hello: ServerHello | HelloRetryRequest) -> ProtocolVersion:
         if hello.legacy_version != ProtocolVersion.TLS_1_2:
             raise UnsupportedVersion(
-                f"the server chose protocol version {hello.legacy_version:#06x}, which is none of ours"
+                f"the server chose protocol version {hello.legacy_version:#06x}, which is none of ours; "
+                "its operator has to enable TLS 1.2 or 1.3"
             )
         is_downgrade = hello.random.endswith((DOWNGRADE_TO_TLS_1_2, DOWNGRADE_TO_TLS_1_1))
         if self.offer.config.offers_tls13 and is_downgrade:
             raise IllegalParameter("somebody on the way removed TLS 1.3 from what was offered")
         if ProtocolVersion.TLS_1_2 not in self.offer.config.versions:
-            raise UnsupportedVersion("the server speaks TLS 1.2 at most, which is not allowed here")
+            raise UnsupportedVersion(
+                "the server speaks TLS 1.2 at most, which is not allowed here; allow it, or let the server's "
+                "operator enable TLS 1.3"
+            )
         return ProtocolVersion.TLS_1_2
 
     def _suite(self, hello: ServerHello | HelloRetryRequest, version: ProtocolVersion) -> Suite:

@@ -68,10 +68,12 @@ def usable_credential(
     if config.allow_empty_certificate:
         return None
     why = "signature schemes" if scheme is None else "certificate authorities"
-    raise CredentialUnusable(f"{config.server_name} does not accept the client certificate: wrong {why}")
+    raise CredentialUnusable(
+        f"the server does not accept the client certificate (wrong {why}); connect with another token"
+    )
 
 
 def check_certificate_may_be_left_out(config: ClientConfig) -> None:
     """Called when the server did not ask for a certificate; raises `CredentialUnusable` if it had to."""
     if config.require_client_certificate:
-        raise CredentialUnusable(f"{config.server_name} does not ask for a client certificate")
+        raise CredentialUnusable("the server does not ask for a client certificate, and it has to here")

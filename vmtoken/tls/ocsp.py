@@ -49,7 +49,10 @@ def verify_staple(
         case ocsp.OCSPCertStatus.GOOD:
             return
         case ocsp.OCSPCertStatus.REVOKED:
-            raise CertificateRevoked("the stapled OCSP response says that the certificate is revoked")
+            raise CertificateRevoked(
+                "the stapled OCSP response says that the certificate is revoked; the server's operator "
+                "has to replace it"
+            )
         case _:
             raise BadCertificateStatusResponse("the OCSP responder does not know the certificate")
 

@@ -158,7 +158,7 @@ REFUSALS = {
     "expired CA": (
         lambda: pki().root.sub_authority(not_after=NOW - timedelta(hours=1)).issue(),
         CertificateExpired,
-        "a CA certificate of server.example expired",
+        "a CA certificate of the server expired",
     ),
     "another name": (lambda: leaf(name="other.example"), CertificateUnknown, "is for other.example"),
     "no name": (lambda: leaf(dns_names=()), CertificateUnknown, "no subjectAltName"),
@@ -177,7 +177,7 @@ REFUSALS = {
             extensions=[(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\0"), True)]
         ),
         PeerError,
-        "server.example",
+        "no path",
     ),
 }
 

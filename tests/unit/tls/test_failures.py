@@ -7,6 +7,7 @@ import pytest
 from tests.fakes.tls_server import FakeServer12, FakeServer13
 from tests.support.memory import Client, config
 from tests.support.pki import DAY, NOW, Authority, Usage, pki
+from tests.support.sentences import is_sentence
 from vmtoken.errors import (
     ClientCertificateRefused,
     ClientCertificateUnusable,
@@ -34,22 +35,22 @@ def failure(server: FakeServer13 | FakeServer12, **changes: object) -> VmTokenEr
 SERVERS = {
     "expired": (
         lambda: FakeServer13(pki().intermediate.issue(not_after=NOW - DAY)),
-        "the certificate of server.example expired on",
+        "the server's certificate expired on",
         "CERTIFICATE_EXPIRED",
     ),
     "other name": (
         lambda: FakeServer13(pki().intermediate.issue("other.example")),
-        "the certificate of server.example is for other.example",
+        "the server's certificate is for other.example",
         "CERTIFICATE_UNKNOWN",
     ),
     "unknown CA": (
         lambda: FakeServer13(Authority.self_signed("stranger").issue()),
-        "no path leads from the certificate of server.example to a trust anchor",
+        "no path leads from the server's certificate to a trust anchor",
         "UNKNOWN_CA",
     ),
     "for clients": (
         lambda: FakeServer12(pki().intermediate.issue(usage=Usage.CLIENT)),
-        "the certificate of server.example is not for TLS servers",
+        "the server's certificate is not for TLS servers",
         "UNSUPPORTED_CERTIFICATE",
     ),
     "stolen certificate": (
@@ -68,6 +69,7 @@ def test_a_bad_server_certificate(case: str) -> None:
     error = failure(make())
     assert isinstance(error, ServerCertificateInvalid)
     assert text in error.message
+    assert is_sentence(error.message)
     assert error.metadata == {"alert_sent": alert}
 
 
@@ -100,16 +102,17 @@ def test_an_alert_of_the_server(alert: int, sent: bool, kind: type[VmTokenError]
     error = failure_of(AlertReceived(2, alert), "server.example", client_certificate_sent=sent)
     assert type(error) is kind
     assert "server.example" in error.message
+    assert is_sentence(error.message)
     assert error.metadata["alert_received"] == getattr(alert, "name", "0x00c8")
 
 
 def test_a_certificate_that_the_server_cannot_use() -> None:
-    error = failure_of(CredentialUnusable("server.example does not accept it"), "server.example")
+    error = failure_of(CredentialUnusable("the server does not accept it"), "server.example")
     assert isinstance(error, ClientCertificateUnusable)
 
 
 def test_the_end_of_tcp() -> None:
     error = failure_of(TruncatedStream("TCP ended"), "server.example")
     assert type(error) is TlsHandshakeFailed
-    assert error.message == "the handshake with server.example failed: TCP ended"
+    assert error.message == "The handshake with server.example failed: TCP ended."
     assert error.metadata == {}
