@@ -129,7 +129,7 @@ class Policy:
         raise _denied(request, name, "default")
 
     def expect(self, request: PolicyRequest, server_name: str) -> Grant:
-        """What a handshake begins with: the first grant that is possible, whatever certificates the server has."""
+        """What a handshake begins with: the first grant that certificates of the server could lead to."""
         name = _canonical(server_name)
         possible = (rule.grant for rule in self.rules if rule.allow and rule.concerns(request, name))
         return next(possible, Grant("default"))
@@ -354,9 +354,7 @@ def _condition(rule: Rule) -> str:
 def _outcome(rule: Rule, expected: Grant, condition: str = "") -> Outcome:
     """What a rule decides; one that allows what the handshake did not begin with denies."""
     if rule.allow and rule.certificate is not expected.certificate:
-        text = (
-            f"{rule.text} (but {expected.rule} decides first that certificate={expected.certificate.value})"
-        )
+        text = f"{rule.text} (but it begins with {_mode(expected)})"
         return Outcome(rule.place, text, allow=False, condition=condition)
     return Outcome(rule.place, rule.text, rule.allow, condition)
 
@@ -370,7 +368,11 @@ def _denied(request: PolicyRequest, server_name: str, rule: str) -> PolicyDenied
 def _too_late(request: PolicyRequest, server_name: str, expected: Grant, grant: Grant) -> PolicyDenied:
     message = (
         f"Policy does not let VM {request.vm} talk to {server_name}: the handshake began with "
-        f"certificate={expected.certificate.value} (rule: {expected.rule}), but what the server proved leads to "
-        f"certificate={grant.certificate.value} (rule: {grant.rule}); the operator should give both rules the same."
+        f"{_mode(expected)}, but the server's certificates lead to {_mode(grant)}; "
+        "the operator should make both rules agree."
     )
     return PolicyDenied(message, rule=grant.rule)
+
+
+def _mode(grant: Grant) -> str:
+    return f"certificate={grant.certificate.value} (rule: {grant.rule})"

@@ -17,10 +17,17 @@ from dom0_broker.policy import (
     read_policy_or_deny,
 )
 from vmtoken.errors import PolicyDenied
-from vmtoken.token import Assurance, ServerIdentity
+from vmtoken.token import Assurance, CertificateMode, ServerIdentity
 
 WEB01 = DomainIdentity(uuid.UUID("6f3c1e7a-0b1d-4f5e-9a44-1c2d3e4f5a6b"), "web01")
 LEAF, ISSUER, ROOT = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
+REQUEST = PolicyRequest(WEB01, "web", Assurance.CARD_SIGNATURE)
+
+
+def policy_of(rules: str) -> Policy:
+    """The rules of these lines; line n is in the place f:n."""
+    parsed = (parse_rule(line, f"f:{n}", Path("/")) for n, line in enumerate(rules.splitlines(), 1))
+    return Policy(tuple(rule for rule in parsed if rule))
 
 
 def decide(
@@ -32,11 +39,9 @@ def decide(
     assurance: Assurance = Assurance.CARD_SIGNATURE,
 ) -> str:
     """'allow LINE' or 'deny LINE'; the line is 'default' when no rule matched."""
-    parsed = (parse_rule(line, f"f:{n}", Path("/")) for n, line in enumerate(rules.splitlines(), 1))
-    policy = Policy(tuple(rule for rule in parsed if rule))
     try:
         identity = ServerIdentity(server, (LEAF, ISSUER, ROOT), b"leaf")
-        return f"allow {policy.evaluate(PolicyRequest(vm, token, assurance), identity).rule}"
+        return f"allow {policy_of(rules).evaluate(PolicyRequest(vm, token, assurance), identity).rule}"
     except PolicyDenied as denied:
         return f"deny {denied.metadata['rule']}"
 
@@ -128,6 +133,11 @@ def test_first_match_decides() -> None:
         ("allow vm=* server=*.0.2.7", "is no server"),
         ("allow vm=* server=* assurance=high", "no assurance"),
         ("deny vm=* server=* assurance=software", "belongs to 'allow'"),
+        ("allow vm=* server=* certificate=never", "known are if-asked, optional, always"),
+        ("allow vm=* server=* certificate=Always", "no certificate mode"),
+        ("allow vm=* server=* certificate=", "'certificate=' is no condition"),
+        ("allow vm=* server=* certificate=always certificate=always", "certificate= twice"),
+        ("deny vm=* server=* certificate=always", "belongs to 'allow'"),
         ("allow vm=* server=* spki=sha256:00", "64 hexadecimal digits"),
         ("allow vm=* server=* ca=missing.pem", "missing.pem cannot be read"),
     ],
@@ -185,6 +195,90 @@ def test_explanation_without_certificates_says_what_it_depends_on(tmp_path: Path
     ]
     known = list(policy.explain(request, "x.example", (LEAF, ROOT)))
     assert [(each.rule, each.allow) for each in known] == [("10-a.policy:2", True)]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("allow vm=* server=*", "f:1 if-asked"),
+        ("allow vm=* server=* certificate=if-asked", "f:1 if-asked"),
+        ("allow vm=* server=* certificate=optional", "f:1 optional"),
+        ("allow vm=* server=* certificate=always", "f:1 always"),
+        ("", "default if-asked"),
+        ("deny vm=* server=*", "default if-asked"),
+        ("deny vm=* server=* ca=sha256:{0}\nallow vm=* server=* certificate=always", "f:2 always"),
+        ("allow vm=web02 server=* certificate=always\nallow vm=* server=*", "f:2 if-asked"),
+        ("allow vm=* server=b.example certificate=always\nallow vm=* server=*", "f:2 if-asked"),
+        ("allow vm=* server=* token=b certificate=always\nallow vm=* server=*", "f:2 if-asked"),
+        (
+            "allow vm=* server=* assurance=card-handshake certificate=always\nallow vm=* server=*",
+            "f:2 if-asked",
+        ),
+        (
+            "allow vm=* server=* assurance=card-signature certificate=always\nallow vm=* server=*",
+            "f:1 always",
+        ),
+        ("allow vm=* server=* ca=sha256:{0} certificate=always\nallow vm=* server=*", "f:1 always"),
+        ("allow vm=* server=* spki=sha256:{0} certificate=optional\nallow vm=* server=*", "f:1 optional"),
+    ],
+)
+def test_first_rule_that_could_allow_says_how_a_handshake_begins(rules: str, expected: str) -> None:
+    grant = policy_of(rules.format("0" * 64)).expect(REQUEST, "API.example.com.")
+    assert f"{grant.rule} {grant.certificate.value}" == expected
+
+
+def test_rule_that_grants_must_agree_with_the_one_that_the_handshake_began_with() -> None:
+    policy = policy_of(f"""
+        allow vm=* server=* ca=sha256:{"0" * 64} certificate=always
+        allow vm=* server=a.example certificate=always
+        allow vm=* server=*
+    """)
+    agreed, other = (ServerIdentity(name, (LEAF, ROOT), b"") for name in ("a.example", "b.example"))
+    assert policy.confirm(policy.expect(REQUEST, "a.example"), REQUEST, agreed).rule == "f:3"
+    with pytest.raises(PolicyDenied) as denied:
+        policy.confirm(policy.expect(REQUEST, "b.example"), REQUEST, other)
+    assert denied.value.metadata == {"rule": "f:4"}
+    assert "certificate=always (rule: f:2)" in denied.value.message
+    assert "certificate=if-asked (rule: f:4)" in denied.value.message
+
+
+@pytest.mark.parametrize("begun", CertificateMode)
+@pytest.mark.parametrize("wanted", CertificateMode)
+def test_policy_that_changed_since_the_handshake_began_decides(
+    begun: CertificateMode, wanted: CertificateMode
+) -> None:
+    earlier = policy_of(f"allow vm=* server=* certificate={begun.value}").expect(REQUEST, "x.example")
+    policy = policy_of(f"# reloaded\nallow vm=* server=* certificate={wanted.value}")
+    server = ServerIdentity("x.example", (LEAF,), b"")
+    if begun is wanted:
+        assert policy.confirm(earlier, REQUEST, server).rule == "f:2"
+    else:
+        with pytest.raises(PolicyDenied):
+            policy.confirm(earlier, REQUEST, server)
+
+
+def test_denied_is_denied_however_the_handshake_began() -> None:
+    server = ServerIdentity("x.example", (LEAF,), b"")
+    policy = policy_of("deny vm=* server=*")
+    expected = policy.expect(REQUEST, "x.example")
+    with pytest.raises(PolicyDenied, match=r"\(rule: f:1\)") as denied:
+        policy.confirm(expected, REQUEST, server)
+    assert "certificate" not in denied.value.message
+
+
+def test_explanation_knows_that_the_certificate_is_decided_first() -> None:
+    policy = policy_of(f"""
+        allow vm=* server=* ca=sha256:{ROOT.hex()} certificate=always
+        allow vm=* server=*
+    """)
+    unknown = list(policy.explain(REQUEST, "x.example", None))
+    assert [(each.rule, each.allow, bool(each.condition)) for each in unknown] == [
+        ("f:2", True, True),
+        ("f:3", False, False),
+    ]
+    assert "begins with certificate=always (rule: f:2)" in unknown[1].text
+    assert [each.allow for each in policy.explain(REQUEST, "x.example", (LEAF, ROOT))] == [True]
+    assert [each.allow for each in policy.explain(REQUEST, "x.example", (LEAF, ISSUER))] == [False]
 
 
 @given(st.text(max_size=200))
