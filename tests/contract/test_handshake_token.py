@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from OpenSSL import SSL
 
 from tests.support.cards import Card
-from tests.support.memory import PyOpenSslServer, PythonServer, pyopenssl_context, python_context
+from tests.support.memory import (
+    PyOpenSslServer,
+    PythonServer,
+    pyopenssl_context,
+    python_context,
+    stranger_context,
+)
 from tests.support.pki import (
     DAY,
     NOW,
@@ -374,7 +379,7 @@ def test_server_that_cannot_use_our_certificate_is_told_so(token: HandshakeToken
 def test_optional_certificate_is_left_out_where_the_server_cannot_use_it(
     token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion
 ) -> None:
-    server = PyOpenSslServer(naming_a_stranger(tmp_path, version))
+    server = PyOpenSslServer(stranger_context(tmp_path, version))
     session = connect(token, server, start(certificate=CertificateMode.OPTIONAL))
     assert not session.result.client_certificate_sent
     assert server.tls.get_peer_certificate() is None
@@ -386,7 +391,7 @@ def test_optional_certificate_is_left_out_where_the_server_cannot_use_it(
 def test_certificate_that_is_not_optional_must_be_of_use(
     token: HandshakeToken, tmp_path: Path, version: ssl.TLSVersion, mode: CertificateMode
 ) -> None:
-    server = PyOpenSslServer(naming_a_stranger(tmp_path, version))
+    server = PyOpenSslServer(stranger_context(tmp_path, version))
     assert_unusable(token, server, start(certificate=mode), "wrong certificate authorities")
 
 
@@ -424,15 +429,6 @@ def test_session_without_our_certificate_is_not_resumed_where_it_always_must_be_
     else:
         second = connect(token, context, again).result
         assert (second.resumed, second.client_certificate_sent) == (True, True)
-
-
-def naming_a_stranger(directory: Path, version: ssl.TLSVersion) -> SSL.Context:
-    """It asks for a certificate of a CA that did not issue ours, and takes none as well."""
-    stranger = Authority.self_signed("somebody else").issue().write(directory, "stranger")
-    context = pyopenssl_context(directory, version=version)
-    context.load_client_ca(str(stranger.anchors).encode())
-    context.set_verify(SSL.VERIFY_PEER, lambda *answer: bool(answer[-1]))
-    return context
 
 
 def assert_unusable(

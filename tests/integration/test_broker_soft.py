@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -13,11 +14,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
 
 from dom0_broker.app import App
 from dom0_broker.audit import verify
 from tests.support.broker_app import Stream, broker_config
+from tests.support.memory import PyOpenSslServer, PythonServer, python_context, stranger_context
 from tests.support.pki import Authority, Usage, pki, server_identity
+from tests.support.tls_peer import raw_server
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.rpc.status import from_rpc_error
 from vmtoken.v1 import admin_service_pb2 as pb
@@ -99,6 +103,7 @@ async def relay(stream: Stream, port: int, **fields: object) -> token_service_pb
                 assert received, "the server hung up"
                 whole, buffered = split_records(buffered + received)
             response = await stream.records(whole)
+        writer.write(response.result.records)
         return response
     finally:
         writer.close()
@@ -233,6 +238,125 @@ async def test_policy_rests_on_the_ca_that_the_token_verified(
         (tested,) = (await admin.TestPolicy(request)).outcomes
     assert response.WhichOneof("step") == outcome
     assert tested.allow == (outcome == "result")
+
+
+Server = PythonServer | PyOpenSslServer
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | SSL.Context) -> Iterator[tuple[int, list[Server]]]:
+    """The port of a server, and the handshakes that it had once the block has ended."""
+    served: list[Server] = []
+
+    def talk(connection: socket.socket) -> None:
+        server = PythonServer(context) if isinstance(context, ssl.SSLContext) else PyOpenSslServer(context)
+        served.append(server)
+        while data := connection.recv(1 << 16):
+            connection.sendall(server.receive(data))
+
+    with raw_server(talk) as port:
+        yield port, served
+
+
+def certificate_context(
+    server: str, directory: Path, version: ssl.TLSVersion
+) -> ssl.SSLContext | SSL.Context:
+    """By what becomes of our certificate there; each server would go on without."""
+    if server == "cannot use it":
+        return stranger_context(directory, version)
+    verify = {"takes it": ssl.CERT_OPTIONAL, "does not ask": ssl.CERT_NONE}[server]
+    return python_context(directory, version=version, verify=verify)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("server", ["takes it", "cannot use it", "does not ask"])
+async def test_policy_says_what_becomes_of_a_server_without_our_certificate(
+    tmp_path: Path, server: str, version: ssl.TLSVersion
+) -> None:
+    outcomes = {}
+    with serving(certificate_context(server, tmp_path, version)) as (port, served):
+        async with broker(tmp_path, "deny vm=* server=*") as (app, admin):
+            await personalise(admin, pb.KEY_ALGORITHM_P256)
+            (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+            async with unix_channel(Path(vm.socket)) as channel:
+                for mode in ("if-asked", "optional", "always"):
+                    rule = f"allow vm=web01 server=server.example certificate={mode}\n"
+                    (app.config.policy_dir / "10-test.policy").write_text(rule)
+                    await admin.Reload(pb.ReloadRequest())
+                    response = await relay(Stream(TokenServiceStub(channel)), port)
+                    outcomes[mode] = response.failure.error.reason or response.result.client_certificate_sent
+    unusable = "CLIENT_CERTIFICATE_UNUSABLE"
+    assert (
+        outcomes
+        == {
+            "takes it": {"if-asked": True, "optional": True, "always": True},
+            "cannot use it": {"if-asked": unusable, "optional": False, "always": unusable},
+            "does not ask": {"if-asked": False, "optional": False, "always": unusable},
+        }[server]
+    )
+    assert [each.is_ready for each in served] == [sent != unusable for sent in outcomes.values()]
+    assert [_sees_a_certificate(each) for each in served] == [sent is True for sent in outcomes.values()]
+
+
+def _sees_a_certificate(server: Server) -> bool:
+    if isinstance(server, PyOpenSslServer):
+        return server.tls.get_peer_certificate() is not None
+    return server.is_ready and server.tls.getpeercert(binary_form=True) is not None
+
+
+async def test_session_is_resumed_only_under_the_certificate_mode_that_it_was_made_under(
+    tmp_path: Path,
+) -> None:
+    context = stranger_context(tmp_path, ssl.TLSVersion.TLSv1_2)
+    with serving(context) as (port, _):
+        async with broker(tmp_path, "allow vm=* server=* certificate=optional") as (app, admin):
+            await personalise(admin, pb.KEY_ALGORITHM_P256)
+            (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+            async with unix_channel(Path(vm.socket)) as channel:
+                stream = Stream(TokenServiceStub(channel))
+                resumed = [(await relay(stream, port)).result.resumed for _ in range(2)]
+                (app.config.policy_dir / "10-test.policy").write_text("allow vm=* server=*\n")
+                await admin.Reload(pb.ReloadRequest())
+                stricter = await relay(stream, port)
+    assert resumed == [False, True]
+    assert stricter.failure.error.reason == "CLIENT_CERTIFICATE_UNUSABLE"
+
+
+async def test_rule_that_grants_must_agree_with_the_one_that_the_handshake_began_with(tmp_path: Path) -> None:
+    pin = "ca=sha256:" + "0" * 64
+    policy = f"allow vm=* server=*.example {pin} certificate=always\nallow vm=* server=*"
+    context = tls_server_context(tmp_path, ssl.TLSVersion.TLSv1_3)
+    async with broker(tmp_path, policy) as (app, admin), tls_server(context) as port:
+        await personalise(admin, pb.KEY_ALGORITHM_P256)
+        (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+        async with unix_channel(Path(vm.socket)) as channel:
+            response = await relay(Stream(TokenServiceStub(channel)), port)
+        chain = [*server_identity().chain_der, server_identity().root_der]
+        request = pb.TestPolicyRequest(vm="web01", server_name="server.example", certificates=chain)
+        (tested,) = (await admin.TestPolicy(request)).outcomes
+    error = response.failure.error
+    assert (error.reason, error.metadata["rule"]) == ("POLICY_DENIED", "10-test.policy:2")
+    assert "certificate=always (rule: 10-test.policy:1)" in error.message
+    assert "certificate=if-asked (rule: 10-test.policy:2)" in error.message
+    assert response.failure.records
+    assert (tested.rule, tested.allow) == ("10-test.policy:2", False)
+    verify(app.config.audit_path)
+
+
+async def test_assurance_counts_in_the_first_handshake_of_a_token_already(tmp_path: Path) -> None:
+    """Until then nobody has opened it."""
+    policy = """
+        allow vm=* server=* assurance=card-handshake certificate=optional
+        allow vm=* server=* assurance=software certificate=always
+    """
+    async with broker(tmp_path, policy) as (_, admin):
+        await personalise(admin, pb.KEY_ALGORITHM_P256)
+    context = python_context(tmp_path, verify=ssl.CERT_NONE)
+    async with broker(tmp_path, policy) as (_, admin), tls_server(context) as port:
+        (vm,) = (await admin.ListVms(pb.ListVmsRequest())).vms
+        async with unix_channel(Path(vm.socket)) as channel:
+            response = await relay(Stream(TokenServiceStub(channel)), port)
+    assert response.failure.error.reason == "CLIENT_CERTIFICATE_UNUSABLE"
 
 
 @pytest.mark.parametrize("algorithm", [each for each in pb.KeyAlgorithm.values() if each])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from OpenSSL import SSL
 
-from tests.support.pki import NOW, SERVER_NAME, Identity, client_identity, server_identity
+from tests.support.pki import NOW, SERVER_NAME, Authority, Identity, client_identity, server_identity
 from vmtoken.tls.client import ClientConnection
 from vmtoken.tls.config import ClientConfig, Credential, TrustStore
 from vmtoken.tls.events import (
@@ -127,6 +127,15 @@ def pyopenssl_context(
     if version is not None:
         context.set_min_proto_version(version)
         context.set_max_proto_version(version)
+    return context
+
+
+def stranger_context(directory: Path, version: int) -> SSL.Context:
+    """Asks for a certificate of a CA that did not issue ours, and takes none as well."""
+    stranger = Authority.self_signed("somebody else").issue().write(directory, "stranger")
+    context = pyopenssl_context(directory, version=version)
+    context.load_client_ca(str(stranger.anchors).encode())
+    context.set_verify(SSL.VERIFY_PEER, lambda *answer: bool(answer[-1]))
     return context
 
 
