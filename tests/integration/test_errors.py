@@ -41,6 +41,15 @@ pytestmark = pytest.mark.timeout(60)
 DOCUMENT = Path(__file__).parents[2] / "docs/errors.md"
 OPERATORS = {Reason.NOT_FOUND, Reason.ALREADY_EXISTS, Reason.CONFLICT}
 TOKEN = KeyKind.ECDSA_P256.value
+INSISTENT, AT_ODDS = "127.0.0.1", "::1"
+"""Names of the same server: policy demands our certificate there; its rules do not agree on that."""
+
+POLICY = f"""
+    allow vm=* server={SERVER_NAME}
+    allow vm=* server={INSISTENT} certificate=always
+    allow vm=* server={AT_ODDS} ca=sha256:{"0" * 64} certificate=always
+    allow vm=* server={AT_ODDS}
+"""
 PATIENCE = 10.0
 
 
@@ -119,7 +128,7 @@ each_provoked_row = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with Stack.running(policy=f"allow vm=* server={SERVER_NAME}") as running:
+    with Stack.running(policy=POLICY) as running:
         yield running
 
 
@@ -378,6 +387,12 @@ async def _(stack: Stack) -> AsyncIterator[Scene]:
         yield Scene(stack.agent_socket, port, options={"server_name": "localhost"})
 
 
+@scene("policy's rules disagree")
+async def _(stack: Stack) -> AsyncIterator[Scene]:
+    with tls_server(echo) as port:
+        yield Scene(stack.agent_socket, port, options={"server_name": AT_ODDS})
+
+
 @scene("our certificate does not suit the server")
 async def _(stack: Stack) -> AsyncIterator[Scene]:
     """OpenSSL's server names the CAs that it takes certificates of; ours is none of them."""
@@ -387,6 +402,14 @@ async def _(stack: Stack) -> AsyncIterator[Scene]:
         options = ServerOptions(arguments=("-CAfile", str(stranger)))
         with PROGRAMS["openssl"].serve(Path(home), options) as server:
             yield Scene(stack.agent_socket, server.port)
+
+
+@scene("server does not ask for our certificate")
+async def _(stack: Stack) -> AsyncIterator[Scene]:
+    context = server_context()
+    context.verify_mode = ssl.CERT_NONE
+    with tls_server(echo, context) as port:
+        yield Scene(stack.agent_socket, port, options={"server_name": INSISTENT})
 
 
 @scene("server refuses our certificate, TLS 1.2")
