@@ -150,6 +150,7 @@ class Attempt:
     def _completed(self, run: _Run, records: bytes, result: HandshakeResult, cost: Cost) -> Completed:
         run.token.completed += 1
         wanted = run.remember(result)
+        run.token.worker.post(lambda card: card.abort())  # it forgets, and has time for the next one's keys
         self._note(run, "complete", result)
         self._finish()
         assurance = run.assurance

@@ -209,7 +209,7 @@ class HandshakeToken(Protocol):
         ...
 
     def abort(self) -> None:
-        """Forget the handshake under way, if there is one."""
+        """Forget the handshake, under way or complete; a token may use the time to prepare the next one."""
         ...
 
     def close(self) -> None:

@@ -104,8 +104,12 @@ class EapTlsApplet:
         self._state = MethodState.IDENTITY_NOT_SET if identity is None else MethodState.NOT_AUTHENTICATED
 
     def reset_state(self) -> None:
-        """Reset-State (section 9.18): the handshake and its key block are forgotten, sessions are not."""
+        """Reset-State (section 9.18): the handshake and its key block are forgotten, sessions are not.
+
+        Nobody waits for the answer, so this is the time to make the keys of the next handshake.
+        """
         self._drop_conversation()
+        self._shares.prepare()
         if self._identity is not None:
             self._state = MethodState.AUTHENTICATING
 
@@ -151,13 +155,8 @@ class EapTlsApplet:
         ]
 
     def take_ticket(self, session: bytes, message: bytes) -> bytes:
-        """Take-Ticket: a session that can be resumed, or nothing.
-
-        Nobody waits for the answer, so this is the time to make the keys of the next handshake.
-        """
-        answer = self._sessions.take_ticket(session, message)
-        self._shares.prepare()
-        return answer
+        """Take-Ticket: a session that can be resumed, or nothing."""
+        return self._sessions.take_ticket(session, message)
 
     def _identity_request(self, packet: EapPacket) -> bytes:
         """It restarts the machine, whatever went on (section 5.8)."""
