@@ -77,7 +77,7 @@ class VmAdministration:
         checked_name(name, "VM")
         number = parsed_uuid(uuid_text) if uuid_text else uuid.uuid4()
         if number is None:
-            raise InvalidRequest(f"'{uuid_text}' is not a UUID.")
+            raise InvalidRequest(f"The text '{uuid_text}' is not a UUID.")
         record = VmRecord(DomainIdentity(number, name), None)
         async with self._one_at_a_time:
             await asyncio.to_thread(self._store.add_vm, record.identity)

@@ -30,7 +30,7 @@ def checked_name(untrusted_name: str, what: str) -> str:
     """
     if not _NAME.fullmatch(untrusted_name):
         raise InvalidRequest(
-            f"'{untrusted_name}' is not a name for a {what}: use up to 63 letters, digits, dots, hyphens "
+            f"A {what} cannot have the name '{untrusted_name}'; use up to 63 letters, digits, dots, hyphens "
             "and underscores, beginning with a letter or digit."
         )
     if parsed_uuid(untrusted_name) is not None:

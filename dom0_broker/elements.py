@@ -76,7 +76,7 @@ class Elements:
     def _backend(self, uri: str) -> tuple[TokenBackend, str]:
         scheme, colon, locator = uri.partition(":")
         if not colon or not locator:
-            raise InvalidRequest(f"'{uri}' is not the URI of a token; an example is soft:web01.")
+            raise InvalidRequest(f"The URI '{uri}' is not one of a token; an example is soft:web01.")
         return self._backend_for(scheme), locator
 
     def _pin(self, sealed: bytes | None, purpose: str) -> SecretBytes | None:

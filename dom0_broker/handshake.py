@@ -35,7 +35,7 @@ from dom0_broker.steps import (
     checked,
 )
 from vmtoken.clock import Clock
-from vmtoken.errors import DeadlineExceeded, InvalidRequest, PolicyDenied, VmTokenError
+from vmtoken.errors import DeadlineExceeded, InvalidRequest, PolicyDenied, TokenNotReady, VmTokenError
 from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.token import (
     Assurance,
@@ -266,7 +266,13 @@ class _Run:
     def begin(self, card: HandshakeToken, start: HandshakeStart) -> HandshakeStep:
         """The first step: only the open token says for sure what it reaches, which policy looks at."""
         expected = self._expected or self._expect(card.assurance)
-        return card.start(replace(start, certificate=expected.certificate), self.authorize)
+        try:
+            return card.start(replace(start, certificate=expected.certificate), self.authorize)
+        except HandshakeFailed as failure:
+            missing = self.token.missing
+            if missing is None or not isinstance(failure.error, TokenNotReady):
+                raise
+            raise HandshakeFailed(missing, failure.alert_flight) from failure  # in the words of the list
 
     def step(
         self, card: HandshakeToken, call: Callable[[HandshakeToken], HandshakeStep]

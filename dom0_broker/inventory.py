@@ -48,11 +48,15 @@ class Token:
             return TokenState(self.worker.description, busy)
         except VmTokenError as error:
             return TokenState(self.worker.description, error)
+        return TokenState(self.worker.description, self.missing)
+
+    @property
+    def missing(self) -> TokenNotReady | None:
+        """What personalisation has left out, as far as the token was opened and shows it."""
         description = self.worker.description
-        if description is not None and not description.certificate_chain:
-            missing = f"Token '{self.name}' has no certificate yet; the operator has to install one."
-            return TokenState(description, TokenNotReady(missing))
-        return TokenState(description, None)
+        if description is None or description.certificate_chain:
+            return None
+        return TokenNotReady(f"Token '{self.name}' has no certificate yet; the operator has to install one.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def checked(untrusted: StartRequest) -> StartRequest:
     if not 0 < untrusted.timeout < float("inf"):
         raise InvalidRequest("A handshake needs a timeout greater than zero.")
     if not 0 < untrusted.port < 1 << 16:
-        raise InvalidRequest(f"{untrusted.port} is not a TCP port.")
+        raise InvalidRequest(f"There is no TCP port {untrusted.port}; use 1 to 65535.")
     if untrusted.min_version > untrusted.max_version:
         raise InvalidRequest("The lowest TLS version is above the highest.")
     names_fit = all(0 < len(name) < 256 and name.isascii() for name in untrusted.alpn)

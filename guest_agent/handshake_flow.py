@@ -200,6 +200,6 @@ def _server_left(connection: RecordSocket) -> VmTokenError:
     how = "reset" if connection.error is not None else "closed"
     if connection.octets_received == 0:
         return TlsHandshakeFailed(
-            f"The server {how} the connection without an answer; is it a server of TLS 1.2 or 1.3?"
+            f"The server {how} the connection without an answer; check that it is a server of TLS 1.2 or 1.3."
         )
     return TlsHandshakeFailed(f"The server {how} the connection in the middle of the handshake.")

@@ -35,4 +35,4 @@ def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
             return SoftwareBackend(
                 settings.elements_directory, settings.sealing_key, pin_reserve=settings.pin_reserve
             )
-    raise InvalidRequest(f"there are no tokens of the scheme {scheme!r}: use soft:NAME")
+    raise InvalidRequest(f"There are no tokens of the scheme {scheme!r}; use soft:NAME.")

@@ -39,7 +39,7 @@ async def admin(arguments: argparse.Namespace) -> AsyncIterator[AdminServiceAsyn
 def _socket(arguments: argparse.Namespace) -> Path:
     path: Path = arguments.socket or config_of(arguments).admin_socket
     if not path.exists():
-        raise BrokerUnavailable(f"There is no broker at {path}; is vmtoken-broker running?")
+        raise BrokerUnavailable(f"There is no broker at {path}; check that vmtoken-broker runs.")
     if not os.access(path, os.W_OK):
-        raise BrokerUnavailable(f"{path} is for the broker's own user and root; use sudo.")
+        raise BrokerUnavailable(f"The socket {path} is for the broker's own user and root; use sudo.")
     return path

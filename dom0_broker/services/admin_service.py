@@ -124,7 +124,9 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         """Make a new token."""
         algorithm = _ALGORITHMS.get(request.algorithm)
         if algorithm is None:
-            raise InvalidRequest("A key algorithm that this broker does not know; is vmtokenctl newer?")
+            raise InvalidRequest(
+                "This broker does not know that algorithm; use the vmtokenctl of its version."
+            )
         uri, public_key = await self._tokens.create(request.name, request.uri, algorithm)
         return pb.CreateTokenResponse(public_key=public_key, uri=uri)
 

@@ -65,7 +65,7 @@ async def _answer(stream: HandshakeStream, request: pb.HandshakeRequest) -> pb.H
             accepted = await stream.ticket(request.ticket.session_id, request.ticket.message)
             return pb.HandshakeResponse(ticket=pb.TicketAnswer(accepted=accepted))
         case _:
-            raise InvalidRequest("A step of a kind that this broker does not know; is the agent newer?")
+            raise InvalidRequest("This broker does not know that kind of step; use an agent of its version.")
 
 
 def _start_request(start: pb.HandshakeStart) -> StartRequest:

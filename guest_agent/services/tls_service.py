@@ -78,7 +78,7 @@ class TlsService(TlsServiceServicer):
     async def Read(self, request: pb.ReadRequest, context: Context) -> pb.ReadResponse:
         """Wait for data from the server."""
         if request.max_octets > MAX_DATA:
-            raise InvalidRequest(f"max_octets is {request.max_octets}; the most is {MAX_DATA}.")
+            raise InvalidRequest(f"The field max_octets is {request.max_octets}; the most is {MAX_DATA}.")
         stream = self._sessions.find(self._caller, request.session_id)
         data = await stream.read(request.max_octets or _DEFAULT_READ)
         return pb.ReadResponse(data=data, end=not data)
@@ -147,7 +147,7 @@ async def _send_all(stream: TlsStream, requests: AsyncIterator[pb.TunnelRequest]
 def _target(request: pb.ConnectRequest) -> Target:
     host = _host(request.host, "host")
     if not 0 < request.port < 65_536:
-        raise InvalidRequest(f"port is {request.port}; it must be 1 to 65535.")
+        raise InvalidRequest(f"The field port is {request.port}; it must be 1 to 65535.")
     wish = HandshakeWish(
         server_name=_host(request.server_name, "server_name") if request.server_name else host,
         port=request.port,
@@ -158,7 +158,7 @@ def _target(request: pb.ConnectRequest) -> Target:
         no_resumption=request.no_resumption,
     )
     if wish.min_version > wish.max_version:
-        raise InvalidRequest("min_version is above max_version.")
+        raise InvalidRequest("The field min_version is above max_version; exchange them.")
     return Target(host, request.port, wish, request.trace)
 
 
@@ -166,10 +166,12 @@ def _host(untrusted: str, field: str) -> str:
     """A name or address that can go into a query. DNS names have at most 253 octets (RFC 1035)."""
     name = untrusted.removesuffix(".")
     if not 0 < len(name) <= 253:
-        raise InvalidRequest(f"{field} is empty or longer than 253 octets.")
+        raise InvalidRequest(
+            f"The field {field} is empty or longer than 253 octets; give a host name or an IP address."
+        )
     if not (name.isascii() and name.isprintable()) or any(letter in name for letter in " /@[]"):
         raise InvalidRequest(
-            f"{field} is no host name; write an international name in its xn-- form, "
+            f"The field {field} is no host name; write an international name in its xn-- form, "
             "and an IPv6 address without brackets."
         )
     return name
@@ -178,7 +180,7 @@ def _host(untrusted: str, field: str) -> str:
 def _alpn(untrusted: Sequence[str]) -> tuple[str, ...]:
     """Protocol names of 1 to 255 octets (RFC 7301 section 3.1)."""
     if len(untrusted) > _MAX_ALPN or not all(0 < len(name.encode()) < 256 for name in untrusted):
-        raise InvalidRequest(f"alpn takes at most {_MAX_ALPN} names of 1 to 255 octets.")
+        raise InvalidRequest(f"The field alpn takes at most {_MAX_ALPN} names of 1 to 255 octets.")
     return tuple(untrusted)
 
 

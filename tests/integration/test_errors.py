@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from guest_agent.client import AgentClient
 from tests.support.agent import AgentUnderTest, running_agent
 from tests.support.pki import SERVER_NAME, Authority, KeyKind
+from tests.support.sentences import is_sentence
 from tests.support.servers import PROGRAMS, ServerOptions
 from tests.support.stack import VM, Stack
 from tests.support.tls_peer import echo, raw_server, say_and_cut, server_context, tls_server
@@ -139,6 +140,7 @@ async def test_application_gets_status_reason_and_sentence(row: Row, stack: Stac
             await talk(client, scene)
         assert caught.value.reason == row.reason
         assert re.fullmatch(row.pattern, caught.value.message)
+        assert is_sentence(caught.value.message)
         status = caught.value.__cause__
         assert isinstance(status, grpc.aio.AioRpcError)
         assert status.code().name == row.status
@@ -423,7 +425,10 @@ async def _(stack: Stack) -> AsyncIterator[Scene]:
 @scene("a defect")
 async def _(_: Stack) -> AsyncIterator[Scene]:
     async with running_agent() as agent:
-        agent.broker.refusal = VmTokenError("internal error, incident 01234567; the log of the broker has it")
+        agent.broker.refusal = VmTokenError(
+            "Something failed that must not (incident 01234567); the log of vmtoken-agent or vmtoken-broker "
+            "has the details."
+        )
         with tls_server(echo) as port:
             yield Scene(agent.socket, port)
 

@@ -45,8 +45,8 @@ class EapPeer:
         try:
             if plain and parameters.certificate is not CertificateMode.IF_ASKED:
                 raise TokenNotReady(
-                    "the card has no profile, so it cannot be told when to leave out the client certificate, "
-                    "or when to insist on it: use a card with the profile"
+                    "The card has no profile, so it cannot be told when to leave out the client certificate, "
+                    "or when to insist on it; use a card with the profile."
                 )
             with card_errors():
                 self._card.verify_pin(PinReference.USER, user_pin, reserve=pin_reserve)
@@ -88,7 +88,9 @@ class EapPeer:
         Anything else was discarded, as RFC 3748 demands.
         """
         if packet.code is EapCode.FAILURE or error.status == StatusWord.AUTHENTICATION_FAILED:
-            raise TlsHandshakeFailed("the EAP server ended the authentication with a failure") from error
+            raise TlsHandshakeFailed(
+                "The EAP server ended the authentication with a failure; its log may say why."
+            ) from error
         if is_start and self._card.fci is not None:
             octets = commands.exported_parameter(self._card.channel, Export.FAILURE)
             raise TokenNotReady(FailureExport.decode(octets).message) from error

@@ -56,7 +56,9 @@ _ACCESS_DENIED = bytes.fromhex("15 03 03 00 02 02 31")
 """A fatal alert in clear: the server has seen no protected record of ours when policy is asked, so it
 takes this one in both versions (RFC 5246 section 7.2, RFC 8446 section 6)."""
 
-_SENSELESS = "the server name, the ALPN protocols or the TLS versions asked for make no sense"
+_SENSELESS = (
+    "The server name, the ALPN protocols or the TLS versions asked for make no sense; correct the request."
+)
 
 _HANDSHAKE_OVER = (StatusWord.CONDITIONS_NOT_SATISFIED, StatusWord.SILENTLY_DISCARDED)
 
@@ -198,7 +200,7 @@ class EapTlsCard:
             failure = self._export_if_there(Export.FAILURE)
         if failure is None:
             raise HandshakeFailed(
-                TlsHandshakeFailed("the card has no handshake that could take these records")
+                TlsHandshakeFailed("The card has no handshake that could take these records; begin another.")
             )
         raise _failed(FailureExport.decode(failure))
 
@@ -300,6 +302,6 @@ def _failed(failure: FailureExport) -> HandshakeFailed:
 def _no_session(error: StatusWordError) -> None:
     """The session is forgotten (6A88), or the ticket is bad (6A80)."""
     if error.status == StatusWord.WRONG_DATA:
-        raise HandshakeFailed(TlsHandshakeFailed("the server's NewSessionTicket does not parse")) from error
+        raise HandshakeFailed(TlsHandshakeFailed("The server's NewSessionTicket does not parse.")) from error
     if error.status != StatusWord.REFERENCED_DATA_NOT_FOUND:
         raise error

@@ -22,6 +22,7 @@ from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
 
 _DEFAULT_LABEL = b"vmtoken"
+_PIN_RULE = "A PIN has 4 to 8 printable characters; choose another."
 
 
 class EapTlsIssuer:
@@ -47,7 +48,7 @@ class EapTlsIssuer:
             with card_errors():
                 features = self._card.required_profile().features
                 if Features.PERSONALISATION not in features:
-                    raise Conflict("the card cannot be personalised over its interface: its maker does that")
+                    raise Conflict("The card cannot be personalised over its interface; its maker does that.")
                 self._card.verify_pin(PinReference.OPERATOR, operator_pin, reserve=pin_reserve)
                 self._use_identity(label)
         except VmTokenError:
@@ -56,7 +57,8 @@ class EapTlsIssuer:
 
     def generate_key(self, algorithm: KeyAlgorithm) -> bytes:
         """A fresh key pair on the card; its SubjectPublicKeyInfo, DER. The old certificate is gone."""
-        with _refusals({StatusWord.FUNCTION_NOT_SUPPORTED: f"the card makes no {algorithm.name} keys"}):
+        meaning = f"The card makes no {algorithm.name} keys; choose another algorithm."
+        with _refusals({StatusWord.FUNCTION_NOT_SUPPORTED: meaning}):
             return commands.generate_key(self._card.channel, algorithm)
 
     def public_key(self) -> bytes:
@@ -67,8 +69,11 @@ class EapTlsIssuer:
     def certificate_request(self, subject: str, dns_names: Sequence[str] = ()) -> bytes:
         """PKCS#10, DER, signed inside the card; `subject` as in RFC 4514."""
         if any(not name.isascii() or not 1 <= len(name) <= 255 for name in dns_names):
-            raise InvalidRequest("a DNS name is 1 to 255 ASCII characters (A-labels)")
-        with _refusals({StatusWord.WRONG_DATA: f"the card cannot make a request for {subject!r}: bad names"}):
+            raise InvalidRequest(
+                "A DNS name is 1 to 255 ASCII characters; write an international name in its xn-- form."
+            )
+        meaning = f"The card cannot make a request for {subject!r}; correct the names in it."
+        with _refusals({StatusWord.WRONG_DATA: meaning}):
             return commands.certificate_request(self._card.channel, subject, dns_names)
 
     def install_certificate_chain(self, chain: Sequence[bytes]) -> None:
@@ -76,35 +81,46 @@ class EapTlsIssuer:
         self._put(
             DataObject.CERTIFICATE_CHAIN,
             encode_certificates(chain),
-            "the certificate chain does not parse, is out of order or belongs to another key",
+            "The certificate chain does not parse, is out of order or belongs to another key; "
+            "give the one issued for the request of this card, leaf first.",
         )
 
     def install_trust_anchors(self, anchors: Sequence[bytes]) -> None:
         """DER; they replace those that are there."""
         self._put(
-            DataObject.TRUST_ANCHORS, encode_certificates(anchors), "the trust anchors are not certificates"
+            DataObject.TRUST_ANCHORS,
+            encode_certificates(anchors),
+            "The trust anchors cannot be read; give X.509 certificates of CAs.",
         )
 
     def install_private_key(self, pkcs8: SecretBytes) -> None:
         """Import a key, PKCS#8 DER: software elements only, `Conflict` elsewhere."""
         if Features.KEY_IMPORT not in self._card.required_profile().features:
-            raise Conflict("the card takes no private key: generate one on it")
-        self._put(DataObject.PRIVATE_KEY, pkcs8.reveal(), "the private key cannot be used")
+            raise Conflict("The card takes no private key; generate one on it.")
+        self._put(
+            DataObject.PRIVATE_KEY,
+            pkcs8.reveal(),
+            "The private key cannot be used; generate one on the card instead.",
+        )
 
     def set_eap_server_name(self, name: str) -> None:
         """Whom the card expects as an EAP peer when its Start names nobody."""
-        self._put(DataObject.SERVER_NAME, name.encode("ascii"), f"{name!r} is no server name")
+        self._put(
+            DataObject.SERVER_NAME,
+            name.encode("ascii"),
+            f"The card does not take {name!r} for a server; give a DNS name or an IP address.",
+        )
 
     def set_user_pin(self, new_pin: SecretBytes, operator_pin: SecretBytes) -> None:
         """A new user PIN with all its tries, whatever the old one was and even if it is blocked."""
-        with _refusals({StatusWord.WRONG_DATA: "a PIN is 4 to 8 printable characters"}):
+        with _refusals({StatusWord.WRONG_DATA: _PIN_RULE}):
             iso7816.reset_retry_counter(self._card.channel, PinReference.USER, new_pin, operator_pin, cla=CLA)
 
     unblock_user_pin = set_user_pin
 
     def change_operator_pin(self, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
         """Raises `PinRejected` or `PinBlocked` if the old one is wrong."""
-        with _refusals({StatusWord.WRONG_DATA: "a PIN is 4 to 8 printable characters"}):
+        with _refusals({StatusWord.WRONG_DATA: _PIN_RULE}):
             iso7816.change_reference_data(
                 self._card.channel, PinReference.OPERATOR, old_pin, new_pin, cla=CLA
             )
@@ -129,7 +145,7 @@ class EapTlsIssuer:
 
     def _put(self, reference: DataObject, data: bytes, meaning: str) -> None:
         if not data:
-            raise InvalidRequest("there is nothing to store")
+            raise InvalidRequest("There is nothing to store; give at least one certificate.")
         with _refusals({StatusWord.WRONG_DATA: meaning}):
             commands.put_data(self._card.channel, reference, data)
 
@@ -138,8 +154,8 @@ class EapTlsIssuer:
 def _refusals(meanings: dict[StatusWord, str]) -> Iterator[None]:
     """Status words that have a meaning for the operator become `Conflict`, others `TokenUnavailable`."""
     known = {
-        StatusWord.CONDITIONS_NOT_SATISFIED: "the card has no key yet: generate one first",
-        StatusWord.NOT_ENOUGH_MEMORY: "the card has no room for that: it is too long, or too many",
+        StatusWord.CONDITIONS_NOT_SATISFIED: "The card has no key yet; generate one first.",
+        StatusWord.NOT_ENOUGH_MEMORY: "The card has no room for that; give fewer or shorter certificates.",
         **meanings,
     }
     with card_errors():

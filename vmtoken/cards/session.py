@@ -51,8 +51,8 @@ class CardSession:
         """The FCI; raise `TokenNotReady` for a plain card, which cannot hand over a key block."""
         if self.fci is None:
             raise TokenNotReady(
-                "the card has the EAP-TLS application without our profile: it can authenticate to an EAP "
-                "server, but cannot give the keys of a TLS session; use a card with the profile"
+                "The card has the EAP-TLS application without our profile and can authenticate to an EAP "
+                "server, but cannot give the keys of a TLS session; use a card with the profile."
             )
         return self.fci
 
@@ -63,13 +63,15 @@ class CardSession:
             return
         name = reference.name.lower()
         if left == 0:
-            raise PinBlocked(f"the {name} PIN of the card is blocked: unblock it with the operator PIN")
+            raise PinBlocked(f"The {name} PIN of the card is blocked; {_REMEDY[reference]}.")
         if pin is None:
-            raise PinMissing(f"the card needs its {name} PIN, and none was given")
+            raise PinMissing(
+                f"The card needs its {name} PIN, and none was given; the operator has to give it."
+            )
         if left <= reserve:
             raise PinBlocked(
-                f"the {name} PIN has {left} tries left, and the last {reserve} are not spent: "
-                "give the right one by hand, or unblock it with the operator PIN"
+                f"The {name} PIN of the card has only {iso7816.tries(left)} left, too few to risk one; "
+                f"{_REMEDY[reference]}."
             )
         iso7816.verify(self.channel, reference, pin, cla=CLA)
 
@@ -80,7 +82,9 @@ class CardSession:
         except StatusWordError as error:
             if error.status != StatusWord.REFERENCED_DATA_NOT_FOUND:
                 raise
-            raise TokenNotReady("the card has no identity: personalise it") from error
+            raise TokenNotReady(
+                "The card has no identity yet; the operator has to personalise it."
+            ) from error
         commands.set_identity(self.channel, label)
         return label
 
@@ -95,6 +99,12 @@ class CardSession:
         """Give the connection back."""
         self.channel.close()
 
+
+_REMEDY = {
+    PinReference.USER: "unblock it with the operator PIN",
+    PinReference.OPERATOR: "whoever issued the card can help",
+}
+"""What to do about a PIN that is not tried any more."""
 
 NONSENSE = (StatusWordError, CardMisbehaved, DecodeError)
 """What a card says or does wrong, where nobody expected it."""
@@ -112,7 +122,9 @@ def card_errors() -> Iterator[None]:
 def unavailable(error: Exception) -> TokenUnavailable:
     """What `NONSENSE` is for those above."""
     if not isinstance(error, StatusWordError):
-        return TokenUnavailable(f"the card's answer makes no sense: {error}")
+        return TokenUnavailable(f"The card's answer makes no sense: {error}.")
     if error.status == StatusWord.FILE_NOT_FOUND:
-        return TokenUnavailable("the card holds no EAP-TLS application")
-    return TokenUnavailable(f"{error}, where it must not: was it reset or taken by somebody else?")
+        return TokenUnavailable("The card holds no EAP-TLS application; use a card that does.")
+    return TokenUnavailable(
+        f"The card is out of step: {error}, where it must not; try again, it may have been reset."
+    )

@@ -67,6 +67,11 @@ def pad_pin(pin: SecretBytes) -> bytes:
     return octets.ljust(PIN_LENGTH, b"\xff")
 
 
+def tries(count: int) -> str:
+    """Tries of a PIN in words."""
+    return "1 try" if count == 1 else f"{count} tries"
+
+
 def _send_pin(channel: CardChannel, command: CommandApdu) -> None:
     """Send a command that spends a try when the PIN in it is wrong."""
     try:
@@ -76,5 +81,8 @@ def _send_pin(channel: CardChannel, command: CommandApdu) -> None:
         if retries is None:
             raise
         if retries == 0:
-            raise PinBlocked("the PIN is blocked: unblock it with the operator PIN") from error
-        raise PinRejected("the card refused the PIN", retries_left=retries) from error
+            raise PinBlocked("The PIN is blocked; unblock it with the operator PIN.") from error
+        raise PinRejected(
+            f"The card refused the PIN, and has {tries(retries)} left; give the right one.",
+            retries_left=retries,
+        ) from error

@@ -92,7 +92,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise error
         incident = secrets.token_hex(4)
         log.error("unexpected error", exc_info=error, extra={"method": method, "incident": incident})
-        message = f"internal error, incident {incident}; the log on this side has the details"
+        message = (
+            f"Something failed that must not (incident {incident}); the log of vmtoken-agent or "
+            "vmtoken-broker has the details."
+        )
         await context.abort_with_status(to_status(VmTokenError(message, incident=incident)))
         raise AssertionError("abort_with_status returned")
 

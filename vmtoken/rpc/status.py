@@ -92,10 +92,13 @@ def rebuilt(
 
 def _bare(code: grpc.StatusCode, details: str) -> VmTokenError:
     if code is grpc.StatusCode.UNAVAILABLE:
-        return BrokerUnavailable(details or "the other side does not answer", retry_after=1.0)
+        return BrokerUnavailable(
+            details or "The other side does not answer; check that it runs.", retry_after=1.0
+        )
     reason = next((reason for reason, known in STATUS_CODES.items() if known is code), Reason.INTERNAL)
     kind = VmTokenError.for_reason(reason)
-    return VmTokenError(details) if kind is PinRejected else kind(details or code.name.lower())
+    message = details or f"The call failed with the gRPC status {code.name}."
+    return VmTokenError(message) if kind is PinRejected else kind(message)
 
 
 def _duration(seconds: float) -> Duration:

@@ -92,7 +92,8 @@ class SoftwareBackend:
     def _path(self, locator: str) -> Path:
         if not _NAME.fullmatch(locator):
             raise InvalidRequest(
-                f"{locator!r} cannot name a software element: use up to 63 of a-z, 0-9, '.', '_' and '-'"
+                f"A software element cannot have the name {locator!r}; use up to 63 of a-z, 0-9, '.', '_' "
+                "and '-'."
             )
         return self._directory / f"{locator}{_SUFFIX}"
 
@@ -100,5 +101,5 @@ class SoftwareBackend:
 def _stored(pin: SecretBytes, tries: int) -> StoredPin:
     padded = pad_pin(pin) if 0 < len(pin) <= 8 else b""
     if not is_acceptable(padded):
-        raise InvalidRequest("a PIN is 4 to 8 printable characters")
+        raise InvalidRequest("A PIN has 4 to 8 printable characters; choose another.")
     return StoredPin.of(padded, tries)

@@ -69,7 +69,7 @@ class SoftwareElement:
     def transmit(self, command: bytes) -> bytes:
         """See `CardConnection.transmit`."""
         if self._closed:
-            raise TokenUnavailable("the software element is closed")
+            raise TokenUnavailable("The software element is closed; open it again.")
         try:
             if len(command) == _FETCH_LENGTH and command[:4] in _FETCH_HEADERS:
                 return self._outgoing.next_part(command[4] or MAX_SHORT_LE)

@@ -42,7 +42,9 @@ def read_private(path: Path) -> bytes:
     with path.open("rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         if mode & 0o077:
-            raise Conflict(f"{path} can be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
+            raise Conflict(
+                f"The file {path} can be read by others (mode {mode & 0o777:o}); run 'chmod 600 {path}'."
+            )
         return file.read()
 
 

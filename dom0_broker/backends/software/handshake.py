@@ -196,7 +196,7 @@ class Handshake:
         """RFC 9190 section 2.5: one octet 00, and nothing else."""
         if data != _COMMITMENT or self._committed:
             raise HandshakeAborted(
-                FailureExport(FailureCode.OTHER, "the EAP server sent application data after the handshake")
+                FailureExport(FailureCode.OTHER, "The EAP server sent application data after the handshake.")
             )
         self._committed = True
 
@@ -234,11 +234,11 @@ def _config(
     """Raises `HandshakeAborted` if the identity lacks something, `CardError` for senseless parameters."""
     server_name = parameters.server_name or identity.server_name
     if identity.credential is None:
-        _not_ready("the card has no certificate for its key: personalise it")
+        _not_ready("The card has no certificate for its key yet; the operator has to install one.")
     if identity.trust is None:
-        _not_ready("the card has no trust anchors: personalise it")
+        _not_ready("The card has no trust anchors yet; the operator has to install some.")
     if server_name is None:
-        _not_ready("the Start names no server, and the card has no name of its EAP server")
+        _not_ready("The Start names no server, and the card has no name of its EAP server; give it one.")
     if session is not None and session.server.server_name != server_name:
         session = None
     try:

@@ -79,7 +79,9 @@ class Keystore:
         try:
             create_atomically(path, _seal(contents, sealing_key, path.name))
         except FileExistsError as error:
-            raise AlreadyExists(f"there is a software element {path.stem!r} already") from error
+            raise AlreadyExists(
+                f"There is a software element {path.stem!r} already; choose another name."
+            ) from error
         return cls(path, sealing_key, contents)
 
     @classmethod
@@ -88,7 +90,9 @@ class Keystore:
         try:
             octets = read_private(path)
         except FileNotFoundError as error:
-            raise TokenNotFound(f"there is no software element {path.stem!r}") from error
+            raise TokenNotFound(
+                f"There is no software element {path.stem!r}; 'vmtokenctl token create' makes one."
+            ) from error
         return cls(path, sealing_key, _unseal(octets, sealing_key, path.name))
 
     @property
@@ -131,8 +135,8 @@ def _unseal(octets: bytes, sealing_key: SecretBytes, name: str) -> Contents:
         return msgspec.msgpack.decode(plain, type=Contents)
     except (InvalidTag, ValueError) as error:
         raise TokenUnavailable(
-            f"the file {name} was sealed on another host or under another name, or is damaged: "
-            "restore it from a backup"
+            f"The file {name} was sealed on another host or under another name, or is damaged; "
+            "restore it from a backup."
         ) from error
 
 

@@ -72,13 +72,14 @@ def _encrypt(key: SecretBytes) -> bytes | None:
 def _decrypt(credential: Path) -> bytes:
     tool = _tool()
     if tool is None:
-        raise Conflict(f"{credential} needs systemd-creds, which is not installed: install systemd")
+        raise Conflict(f"The file {credential} needs systemd-creds, which is not installed; install systemd.")
     try:
         return _run(tool, "decrypt", credential.read_bytes())
     except (OSError, subprocess.SubprocessError) as error:
         raise Conflict(
-            f"systemd-creds cannot decrypt {credential}: it was made on another host, or the key of this "
-            "host was replaced; restore that key, or delete the software elements and make them anew"
+            f"The file {credential} cannot be decrypted by systemd-creds: it was made on another host, or "
+            "the key of this host was replaced; restore that key, or delete the software elements and make "
+            "them anew."
         ) from error
 
 
@@ -95,5 +96,7 @@ def _tool() -> str | None:
 
 def _checked(octets: bytes, path: Path) -> SecretBytes:
     if len(octets) != SEALING_KEY_LENGTH:
-        raise Conflict(f"{path} does not hold a sealing key of {SEALING_KEY_LENGTH} octets: restore it")
+        raise Conflict(
+            f"The file {path} does not hold a sealing key of {SEALING_KEY_LENGTH} octets; restore it."
+        )
     return SecretBytes(octets)

@@ -60,9 +60,9 @@ def test_request_needs_a_key_and_names(issuer: EapTlsIssuer) -> None:
     with pytest.raises(Conflict, match="no key"):
         issuer.certificate_request("CN=web01")
     issuer.generate_key(KeyAlgorithm.ECDSA_P256)
-    with pytest.raises(Conflict, match="bad names"):
+    with pytest.raises(Conflict, match="correct the names"):
         issuer.certificate_request("this is no name")
-    with pytest.raises(InvalidRequest, match="A-labels"):
+    with pytest.raises(InvalidRequest, match="xn--"):
         issuer.certificate_request("CN=web01", ("süd.example",))
 
 
@@ -221,7 +221,7 @@ def test_names_stay_inside_the_directory(backend: SoftwareBackend, name: str) ->
         lambda: backend.delete(name),
         lambda: backend.connect(name),
     ):
-        with pytest.raises(InvalidRequest, match="cannot name"):
+        with pytest.raises(InvalidRequest, match="cannot have the name"):
             use()
 
 

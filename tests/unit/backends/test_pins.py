@@ -160,7 +160,7 @@ def test_last_try_is_never_spent(backend: SoftwareBackend) -> None:
         with pytest.raises(PinRejected):
             backend.open(NAME, WRONG)
     for pin in (WRONG, PINS.user):
-        with pytest.raises(PinBlocked, match="1 tries left"):
+        with pytest.raises(PinBlocked, match="only 1 try left"):
             backend.open(NAME, pin)
 
 
