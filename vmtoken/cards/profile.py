@@ -407,7 +407,7 @@ class FailureExport:
 
     code: FailureCode
     message: str
-    """One sentence for a person, at most 400 octets of UTF-8."""
+    """One sentence for a person; what is beyond 400 octets of UTF-8 goes out as an ellipsis."""
 
     alert_flight: bytes = b""
     """TLS records to send to the server."""
@@ -425,7 +425,7 @@ class FailureExport:
         """Data objects 80 to 84."""
         return (
             encode_tlv(0x80, bytes((self.code,)))
-            + encode_tlv(0x81, self.message.encode()[:_MAX_MESSAGE])
+            + encode_tlv(0x81, _shortened(self.message))
             + (b"" if self.alert_sent is None else encode_tlv(0x82, bytes((self.alert_sent,))))
             + (b"" if self.alert_received is None else encode_tlv(0x83, bytes((self.alert_received,))))
             + (encode_tlv(0x84, self.alert_flight) if self.alert_flight else b"")
@@ -563,6 +563,11 @@ class _Fields:
 def _halves(octets: bytes) -> tuple[bytes, bytes]:
     middle = len(octets) // 2
     return octets[:middle], octets[middle:]
+
+
+def _shortened(message: str) -> bytes:
+    octets = message.encode()
+    return octets if len(octets) <= _MAX_MESSAGE else octets[: _MAX_MESSAGE - 3] + b"..."
 
 
 def _known_versions(octets: bytes) -> Iterator[ProtocolVersion]:

@@ -64,6 +64,15 @@ def test_values_survive_the_way_there_and_back(value: Fci) -> None:
     assert type(value).decode(value.encode()) == value
 
 
+def test_reason_that_is_too_long_is_seen_to_be_cut() -> None:
+    whole, long = "a" * 399 + ".", "a" * 400 + "."
+    messages = [
+        FailureExport.decode(FailureExport(FailureCode.OTHER, text).encode()).message
+        for text in (whole, long)
+    ]
+    assert messages == [whole, "a" * 397 + "..."]
+
+
 def test_result_survives_the_way_there_and_back() -> None:
     result = ResultExport.decode(ResultExport(KEY_BLOCK, FACTS).encode())
     assert result.facts == FACTS
