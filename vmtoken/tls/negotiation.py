@@ -77,5 +77,6 @@ def check_certificate_may_be_left_out(config: ClientConfig) -> None:
     """Called when the server did not ask for a certificate; raises `CredentialUnusable` if it had to."""
     if config.require_client_certificate:
         raise CredentialUnusable(
-            "the server does not ask for a client certificate, and it has to here; let its operator turn that on"
+            "the server does not ask for a client certificate, and it has to here; let its operator "
+            "turn that on"
         )
