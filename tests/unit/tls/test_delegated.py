@@ -1,7 +1,4 @@
-"""Two ends of one key block: the peer is the same class with the secrets the other way round.
-
-What the peer never does by itself is protected by hand: `Peer.send`.
-"""
+"""A session from its key block on: data, its end, and what the peer must not do."""
 
 from __future__ import annotations
 
@@ -10,18 +7,34 @@ import os
 
 import pytest
 
+from tests.support.delegated_peer import (
+    ALERT,
+    CLOSE_NOTIFY,
+    DATA,
+    GCM_12,
+    GCM_13,
+    HANDSHAKE,
+    SUITES,
+    TICKET,
+    UPDATE,
+    UPDATE_REQUESTED,
+    Peer,
+    assert_ends,
+    both_versions,
+    events,
+    key_block,
+    session,
+)
 from tests.support.tls_messages import MESSAGES, TLS_1_2
-from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import (
     AlertDescription,
     AlertLevel,
     CipherSuite,
     ContentType,
     HandshakeType,
-    KeyUpdateRequest,
     ProtocolVersion,
 )
-from vmtoken.tls.delegated import ALERT_RESERVE, ROOM_TO_SPARE, UPDATE_MARGIN, DelegatedConnection
+from vmtoken.tls.delegated import ROOM_TO_SPARE, DelegatedConnection
 from vmtoken.tls.errors import (
     AlertReceived,
     BadRecordMac,
@@ -31,115 +44,19 @@ from vmtoken.tls.errors import (
     MalformedMessage,
     PeerError,
     RecordOverflow,
-    SequenceExhausted,
     TlsError,
     TooManyRecords,
     TruncatedStream,
     UnexpectedMessage,
 )
-from vmtoken.tls.events import Closed, DataReceived, NeedData, TicketReceived
-from vmtoken.tls.key_block import MAX_PLAINTEXT, KeyBlock
-from vmtoken.tls.key_schedule import next_traffic_secret
+from vmtoken.tls.events import Closed, DataReceived, TicketReceived
+from vmtoken.tls.key_block import MAX_PLAINTEXT
 from vmtoken.tls.messages import (
     HelloRequest,
-    KeyUpdate,
     NewSessionTicket12,
-    NewSessionTicket13,
     encode_message,
 )
-from vmtoken.tls.record import FloodGuard, RecordReader, record_protection
-from vmtoken.tls.suites import suite_of
-
-SUITES = [suite for code in CipherSuite if (suite := suite_of(code))]
-GCM_12 = CipherSuite.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
-GCM_13 = CipherSuite.TLS_AES_128_GCM_SHA256
-
-DATA = ContentType.APPLICATION_DATA
-HANDSHAKE = ContentType.HANDSHAKE
-ALERT = ContentType.ALERT
-
-TICKET = encode_message(NewSessionTicket13(7200, 1, b"n", b"ticket"))
-UPDATE = encode_message(KeyUpdate(KeyUpdateRequest.UPDATE_NOT_REQUESTED))
-UPDATE_REQUESTED = encode_message(KeyUpdate(KeyUpdateRequest.UPDATE_REQUESTED))
-CLOSE_NOTIFY = b"\x01\x00"
-
-both_versions = pytest.mark.parametrize("code", [GCM_12, GCM_13], ids=["TLS 1.2", "TLS 1.3"])
-
-
-def key_block(code: CipherSuite = GCM_13, **fields: object) -> KeyBlock:
-    suite = suite_of(code)
-    assert suite is not None
-    start = 1 if suite.version == TLS_1_2 else 0
-    block = KeyBlock(
-        version=suite.version,
-        cipher_suite=code,
-        client_secret=SecretBytes(os.urandom(suite.secret_length)),
-        server_secret=SecretBytes(os.urandom(suite.secret_length)),
-        client_sequence=start,
-        server_sequence=start,
-    )
-    return dataclasses.replace(block, **fields)  # type: ignore[arg-type]
-
-
-class Peer:
-    """The server: protects whatever it is told, and opens what we send."""
-
-    def __init__(self, block: KeyBlock) -> None:
-        suite = suite_of(block.cipher_suite)
-        assert suite is not None
-        self._suite = suite
-        self._secrets = [block.client_secret.reveal(), block.server_secret.reveal()]
-        self._receiving = record_protection(suite, self._secrets[0], block.client_sequence)
-        self._sending = record_protection(suite, self._secrets[1], block.server_sequence)
-
-    def send(self, content_type: int, content: bytes) -> bytes:
-        return bytes(self._sending.protect(content_type, content))
-
-    def open(self, octets: bytes | bytearray) -> list[tuple[int, bytes]]:
-        """Type and content of each record, following our key updates."""
-        opened = []
-        for record in RecordReader().records(octets):
-            content_type, content = self._receiving.unprotect(record)
-            opened.append((content_type, bytes(content)))
-            if content_type == HANDSHAKE and content[0] == HandshakeType.KEY_UPDATE:
-                self._secrets[0] = next_traffic_secret(self._suite, self._secrets[0])
-                self._receiving = record_protection(self._suite, self._secrets[0])
-        return opened
-
-    def update(self) -> None:
-        """The key after a KeyUpdate that was sent."""
-        self._secrets[1] = next_traffic_secret(self._suite, self._secrets[1])
-        self._sending = record_protection(self._suite, self._secrets[1])
-
-
-def session(code: CipherSuite = GCM_13, **fields: object) -> tuple[DelegatedConnection, Peer]:
-    block = key_block(code, **fields)
-    return DelegatedConnection(block), Peer(block)
-
-
-def events(connection: DelegatedConnection) -> list[object]:
-    """All that there is to tell, up to NeedData, Closed or an error."""
-    told: list[object] = []
-    while True:
-        event = connection.next_event()
-        if isinstance(event, NeedData):
-            return told
-        told.append(event)
-        if isinstance(event, Closed):
-            return told
-
-
-def assert_ends(connection: DelegatedConnection, peer: Peer, error: type[PeerError]) -> None:
-    """The session is over: the error again and again, and one alert for the peer."""
-    for _ in range(2):
-        with pytest.raises(error):
-            connection.next_event()
-    *_, (content_type, alert) = peer.open(connection.data_to_send())
-    assert (content_type, alert) == (ALERT, bytes((AlertLevel.FATAL, error.alert)))
-    assert connection.data_to_send() == b""
-    with pytest.raises(ConnectionClosed):
-        connection.send_data(b"more")
-
+from vmtoken.tls.record import FloodGuard
 
 # Data
 
@@ -466,155 +383,6 @@ def test_a_ticket_that_does_not_parse() -> None:
     connection, peer = session()
     connection.receive_data(peer.send(HANDSHAKE, b"\x04\x00\x00\x01\x00"))
     assert_ends(connection, peer, MalformedMessage)
-
-
-# KeyUpdate
-
-
-def test_peer_updates_its_key() -> None:
-    connection, peer = session()
-    for number in range(3):
-        octets = peer.send(HANDSHAKE, UPDATE)
-        peer.update()
-        connection.receive_data(octets + peer.send(DATA, bytes((number,))))
-        assert events(connection) == [DataReceived(bytes((number,)))]
-    assert connection.data_to_send() == b""
-
-
-def test_peer_asks_for_ours() -> None:
-    connection, peer = session()
-    connection.receive_data(peer.send(HANDSHAKE, UPDATE_REQUESTED))
-    peer.update()
-    connection.send_data(b"x")
-    assert peer.open(connection.data_to_send()) == [(HANDSHAKE, UPDATE), (DATA, b"x")]
-    connection.receive_data(peer.send(DATA, b"y"))
-    assert events(connection) == [DataReceived(b"y")]
-
-
-def test_many_requests_at_once_get_one_answer() -> None:
-    """RFC 8446 section 4.6.3."""
-    connection, peer = session()
-    stream = b""
-    for _ in range(5):
-        stream += peer.send(HANDSHAKE, UPDATE_REQUESTED)
-        peer.update()
-    connection.receive_data(stream)
-    assert peer.open(connection.data_to_send()) == [(HANDSHAKE, UPDATE)]
-
-
-def test_no_answer_after_close_notify() -> None:
-    connection, peer = session()
-    connection.close()
-    peer.open(connection.data_to_send())
-    stream = peer.send(HANDSHAKE, UPDATE_REQUESTED)
-    peer.update()
-    connection.receive_data(stream + peer.send(DATA, b"x"))
-    assert events(connection) == [DataReceived(b"x")]
-    assert connection.data_to_send() == b""
-
-
-@pytest.mark.parametrize("request_peer", [False, True])
-def test_we_update_our_key(request_peer: bool) -> None:
-    connection, peer = session()
-    connection.send_data(b"old")
-    connection.update_keys(request_peer=request_peer)
-    connection.send_data(b"new")
-    update = UPDATE_REQUESTED if request_peer else UPDATE
-    assert peer.open(connection.data_to_send()) == [(DATA, b"old"), (HANDSHAKE, update), (DATA, b"new")]
-
-
-def test_tls12_has_no_key_update() -> None:
-    connection, _ = session(GCM_12)
-    with pytest.raises(LocalError, match="no KeyUpdate"):
-        connection.update_keys()
-
-
-def test_no_key_update_after_close() -> None:
-    connection, _ = session()
-    connection.close()
-    with pytest.raises(ConnectionClosed):
-        connection.update_keys()
-
-
-def test_a_message_after_key_update_in_its_record() -> None:
-    connection, peer = session()
-    connection.receive_data(peer.send(HANDSHAKE, UPDATE + TICKET))
-    assert_ends(connection, peer, UnexpectedMessage)
-
-
-@pytest.mark.parametrize("value", [2, 255])
-def test_a_key_update_that_asks_for_something_unknown(value: int) -> None:
-    connection, peer = session()
-    connection.receive_data(peer.send(HANDSHAKE, encode_message(KeyUpdate(value))))
-    assert_ends(connection, peer, IllegalParameter)
-
-
-def test_old_keys_are_of_no_use_after_an_update() -> None:
-    connection, peer = session()
-    connection.receive_data(peer.send(HANDSHAKE, UPDATE) + peer.send(DATA, b"still the old key"))
-    assert_ends(connection, peer, BadRecordMac)
-
-
-# Worn-out keys
-
-
-def limit(code: CipherSuite) -> int:
-    suite = suite_of(code)
-    assert suite is not None
-    return suite.record_limit
-
-
-def test_our_key_is_replaced_before_it_is_used_up() -> None:
-    connection, peer = session(client_sequence=limit(GCM_13) - UPDATE_MARGIN - 1)
-    connection.send_data(b"1")
-    connection.send_data(b"2")
-    connection.send_data(b"3")
-    opened = peer.open(connection.data_to_send())
-    assert opened == [(DATA, b"1"), (HANDSHAKE, UPDATE), (DATA, b"2"), (DATA, b"3")]
-
-
-def test_a_key_that_protects_few_large_records_is_replaced_before_them() -> None:
-    connection, peer = session(client_sequence=limit(GCM_13) - UPDATE_MARGIN - 3)
-    connection.send_data(bytes(4 * MAX_PLAINTEXT))
-    assert [content_type for content_type, _ in peer.open(connection.data_to_send())] == [HANDSHAKE] + [
-        DATA
-    ] * 4
-
-
-def test_the_peer_is_asked_once_to_replace_its_key() -> None:
-    connection, peer = session(server_sequence=limit(GCM_13) - UPDATE_MARGIN - 1)
-    connection.receive_data(peer.send(DATA, b"1"))
-    assert connection.data_to_send() == b""
-    connection.receive_data(peer.send(DATA, b"2"))
-    assert peer.open(connection.data_to_send()) == [(HANDSHAKE, UPDATE_REQUESTED)]
-    connection.receive_data(peer.send(DATA, b"3"))
-    assert connection.data_to_send() == b""
-    octets = peer.send(HANDSHAKE, UPDATE)
-    peer.update()
-    connection.receive_data(octets + peer.send(DATA, b"4"))
-    assert connection.data_to_send() == b""
-    assert b"".join(e.data for e in events(connection) if isinstance(e, DataReceived)) == b"1234"
-
-
-def test_a_used_up_key_of_tls12_ends_the_session_in_order() -> None:
-    connection, peer = session(GCM_12, client_sequence=limit(GCM_12) - ALERT_RESERVE - 1)
-    connection.send_data(b"last")
-    with pytest.raises(SequenceExhausted, match="open another session"):
-        connection.send_data(b"one too many")
-    connection.receive_data(peer.send(DATA, b"answer"))
-    assert events(connection) == [DataReceived(b"answer")]
-    connection.close()
-    assert peer.open(connection.data_to_send()) == [(DATA, b"last"), (ALERT, CLOSE_NOTIFY)]
-
-
-def test_a_used_up_key_of_tls12_is_not_overdone_by_alerts() -> None:
-    connection, peer = session(GCM_12, client_sequence=limit(GCM_12) - 1)
-    hello_request = encode_message(HelloRequest())
-    connection.receive_data(peer.send(HANDSHAKE, hello_request) + peer.send(HANDSHAKE, hello_request))
-    connection.close()
-    assert len(peer.open(connection.data_to_send())) == 1
-    with pytest.raises(ConnectionClosed):
-        connection.send_data(b"x")
 
 
 # Renegotiation
