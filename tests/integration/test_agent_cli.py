@@ -35,19 +35,13 @@ async def agent() -> AsyncIterator[AgentUnderTest]:
 
 
 def command(agent: AgentUnderTest, *words: str) -> list[str]:
-    return [sys.executable, "-m", "guest_agent.cli", "--socket", str(agent.socket), *words]
+    hearing = ["env", "--default-signal=INT"]  # a shell starts background jobs deaf to Ctrl-C
+    return [*hearing, sys.executable, "-m", "guest_agent.cli", "--socket", str(agent.socket), *words]
 
 
 async def start(agent: AgentUnderTest, *words: str, **streams: int) -> asyncio.subprocess.Process:
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return await asyncio.create_subprocess_exec(
-        *command(agent, *words), preexec_fn=_hear_interrupts, **options
-    )
-
-
-def _hear_interrupts() -> None:
-    """A shell starts what runs in the background deaf to Ctrl-C, and the tests may run there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return await asyncio.create_subprocess_exec(*command(agent, *words), **options)
 
 
 async def run(agent: AgentUnderTest, *words: str, given: bytes = b"") -> tuple[int | None, bytes, str]:
