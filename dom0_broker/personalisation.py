@@ -19,7 +19,7 @@ from dom0_broker.elements import Elements
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token
 from dom0_broker.store import Store, TokenRecord
-from vmtoken.cards.profile import KeyAlgorithm
+from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.errors import AlreadyExists, Conflict, InvalidRequest
 from vmtoken.secret import SecretBytes
 

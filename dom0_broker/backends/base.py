@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vmtoken.cards.profile import KeyAlgorithm
+from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
 

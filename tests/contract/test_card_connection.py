@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.cards import Card
-from vmtoken.cards.profile import AID
+from vmtoken.cards.codes import AID
 from vmtoken.errors import TokenUnavailable
 from vmtoken.iso7816.connection import CardConnection
 

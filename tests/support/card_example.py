@@ -17,8 +17,8 @@ from tests.fakes.card import Exchange, RecordingCard
 from tests.support.cards import NAME, PINS, SEALING_KEY, personalise
 from tests.support.memory import PythonServer, python_context
 from tests.support.pki import NOW, SERVER_NAME, client_identity
+from vmtoken.cards.codes import Export, IdentityCommand, Instruction
 from vmtoken.cards.eap_tls import EapTlsCard
-from vmtoken.cards.profile import Export, IdentityCommand, Instruction
 from vmtoken.tls.delegated import DelegatedConnection
 from vmtoken.tls.events import TicketReceived
 from vmtoken.token import HandshakeStart

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmtoken.cards.profile import (
+from vmtoken.cards.codes import (
     AID,
     CLA,
     DataObject,
     Export,
-    Fci,
     IdentityCommand,
     Instruction,
     KeyAlgorithm,
-    ProfileData,
     StateCommand,
-    TicketAnswer,
-    encode_names,
 )
+from vmtoken.cards.profile import Fci, ProfileData, TicketAnswer, encode_names
 from vmtoken.iso7816 import commands
 from vmtoken.iso7816.apdu import CommandApdu
 from vmtoken.iso7816.channel import CardChannel

@@ -6,7 +6,8 @@ Works with plain cards of the draft as well, as far as they speak the server's T
 from __future__ import annotations
 
 from vmtoken.cards import commands
-from vmtoken.cards.profile import Export, FailureExport, PinReference, StartParameters
+from vmtoken.cards.codes import Export, PinReference
+from vmtoken.cards.profile import FailureExport, StartParameters
 from vmtoken.cards.session import CardSession, card_errors
 from vmtoken.eap.eap_tls import EapTlsMessage
 from vmtoken.eap.packet import EapCode, EapPacket, EapType

@@ -10,17 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vmtoken.cards import commands
-from vmtoken.cards.profile import (
-    Export,
-    FailureCode,
-    FailureExport,
-    Features,
-    Mode,
-    PinReference,
-    ResultExport,
-    ServerExport,
-    StartParameters,
-)
+from vmtoken.cards.codes import Export, FailureCode, Features, Mode, PinReference
+from vmtoken.cards.profile import FailureExport, ResultExport, ServerExport, StartParameters
 from vmtoken.cards.records import RecordExchange, is_client_hello
 from vmtoken.cards.session import NONSENSE, CardSession, unavailable
 from vmtoken.eap.packet import MAX_PACKET_LENGTH

@@ -6,14 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vmtoken.cards import commands
-from vmtoken.cards.profile import (
-    CLA,
-    DataObject,
-    Features,
-    KeyAlgorithm,
-    PinReference,
-    encode_certificates,
-)
+from vmtoken.cards.codes import CLA, DataObject, Features, KeyAlgorithm, PinReference
+from vmtoken.cards.profile import encode_certificates
 from vmtoken.cards.session import CardSession, card_errors
 from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, VmTokenError
 from vmtoken.iso7816 import commands as iso7816

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vmtoken.cards import commands
-from vmtoken.cards.profile import CLA, Fci, PinReference
+from vmtoken.cards.codes import CLA, PinReference
+from vmtoken.cards.profile import Fci
 from vmtoken.codec import DecodeError
 from vmtoken.errors import PinBlocked, PinMissing, TokenNotReady, TokenUnavailable
 from vmtoken.iso7816 import commands as iso7816

@@ -15,19 +15,16 @@ from dom0_broker.backends.software.card_error import CardError
 from dom0_broker.backends.software.eap_tls_applet import EapTlsApplet, LoadedIdentity
 from dom0_broker.backends.software.keystore import Contents, Keystore, StoredIdentity
 from dom0_broker.backends.software.pin import StoredPin, is_acceptable
-from vmtoken.cards.profile import (
+from vmtoken.cards.codes import (
     DataObject,
-    Fci,
     Features,
     IdentityCommand,
     Instruction,
     KeyAlgorithm,
     PinReference,
-    ProfileData,
     StateCommand,
-    decode_certificates,
-    decode_names,
 )
+from vmtoken.cards.profile import Fci, ProfileData, decode_certificates, decode_names
 from vmtoken.codec import DecodeError
 from vmtoken.iso7816.apdu import CommandApdu
 from vmtoken.iso7816.channel import ApduLimits

@@ -16,7 +16,8 @@ from dom0_broker.backends.software.handshake import Handshake, HandshakeAborted
 from dom0_broker.backends.software.key_shares import KeyShareStock
 from dom0_broker.backends.software.keystore import StoredIdentity
 from dom0_broker.backends.software.sessions import SessionTable
-from vmtoken.cards.profile import Export, FailureCode, FailureExport, Mode, StartParameters
+from vmtoken.cards.codes import Export, FailureCode, Mode
+from vmtoken.cards.profile import FailureExport, StartParameters
 from vmtoken.codec import DecodeError
 from vmtoken.eap.eap_tls import ACKNOWLEDGEMENT, EapTlsMessage
 from vmtoken.eap.fragments import MIN_PACKET_LENGTH, Fragmenter, Reassembler

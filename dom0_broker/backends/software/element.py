@@ -15,7 +15,7 @@ from dom0_broker.backends.software.application import Application
 from dom0_broker.backends.software.card_error import CardError
 from dom0_broker.backends.software.keystore import Keystore
 from dom0_broker.backends.software.parts import IncomingParts, OutgoingParts
-from vmtoken.cards.profile import AID, CLA, Features, Instruction
+from vmtoken.cards.codes import AID, CLA, Features, Instruction
 from vmtoken.codec import DecodeError
 from vmtoken.errors import TokenUnavailable
 from vmtoken.iso7816.apdu import MAX_SHORT_LE, CommandApdu

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 from dom0_broker.backends.software.card_error import CardError
 from dom0_broker.backends.software.key_shares import KeyShareStock
 from dom0_broker.backends.software.sessions import EndedHandshake, SessionTable, server_export
-from vmtoken.cards.profile import (
-    Export,
-    FailureCode,
-    FailureExport,
-    Mode,
-    ResultExport,
-    SessionFacts,
-    SessionState,
-    StartParameters,
-)
+from vmtoken.cards.codes import Export, FailureCode, Mode
+from vmtoken.cards.profile import FailureExport, ResultExport, SessionFacts, SessionState, StartParameters
 from vmtoken.errors import (
     ClientCertificateRefused,
     ClientCertificateUnusable,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 
-from vmtoken.cards.profile import KeyAlgorithm
+from vmtoken.cards.codes import KeyAlgorithm
 
 PrivateKey = (
     ec.EllipticCurvePrivateKey

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dom0_broker.backends.software.card_error import CardError
-from vmtoken.cards.profile import CLA, Instruction
+from vmtoken.cards.codes import CLA, Instruction
 from vmtoken.iso7816.apdu import MAX_SHORT_DATA, MAX_SHORT_LE, CommandApdu
 from vmtoken.iso7816.status import StatusWord
 

@@ -17,17 +17,8 @@ from tests.support.cards import NAME, PINS, SEALING_KEY, Card
 from tests.support.memory import PythonServer, python_context
 from tests.support.pki import NOW, SERVER_NAME
 from vmtoken.cards import commands
-from vmtoken.cards.profile import (
-    Export,
-    FailureCode,
-    FailureExport,
-    Mode,
-    PinReference,
-    ResultExport,
-    ServerExport,
-    SessionState,
-    StartParameters,
-)
+from vmtoken.cards.codes import Export, FailureCode, Mode, PinReference
+from vmtoken.cards.profile import FailureExport, ResultExport, ServerExport, SessionState, StartParameters
 from vmtoken.cards.records import RecordExchange
 from vmtoken.cards.session import CardSession
 from vmtoken.eap.eap_tls import EapTlsMessage

@@ -10,7 +10,8 @@ from dom0_broker.backends.software.backend import SoftwareBackend
 from dom0_broker.backends.software.element import ElementOptions, SoftwareElement
 from tests.support.cards import NAME, PINS, SEALING_KEY, Card, bare_element
 from tests.support.pki import client_identity
-from vmtoken.cards.profile import AID, Fci, Features, Instruction, ProfileData
+from vmtoken.cards.codes import AID, Features, Instruction
+from vmtoken.cards.profile import Fci, ProfileData
 from vmtoken.tls.codes import ProtocolVersion
 
 SELECT = bytes.fromhex("00 A4 04 00 10") + AID

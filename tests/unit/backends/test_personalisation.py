@@ -14,8 +14,8 @@ from dom0_broker.backends.software.backend import SoftwareBackend
 from tests.support.cards import NAME, PINS, SEALING_KEY, Card
 from tests.support.pki import KeyKind, client_identity, server_identity
 from vmtoken.cards import commands
+from vmtoken.cards.codes import AID, Instruction, KeyAlgorithm, PinReference
 from vmtoken.cards.issuer import EapTlsIssuer
-from vmtoken.cards.profile import AID, Instruction, KeyAlgorithm, PinReference
 from vmtoken.cards.session import CardSession
 from vmtoken.errors import (
     AlreadyExists,

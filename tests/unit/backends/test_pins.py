@@ -10,7 +10,7 @@ from dom0_broker.backends.software.element import SoftwareElement
 from dom0_broker.backends.software.keystore import Keystore
 from dom0_broker.backends.software.pin import StoredPin
 from tests.support.cards import NAME, PINS, SEALING_KEY
-from vmtoken.cards.profile import AID
+from vmtoken.cards.codes import AID
 from vmtoken.errors import InvalidRequest, PinBlocked, PinMissing, PinRejected, TokenNotReady
 from vmtoken.secret import SecretBytes
 

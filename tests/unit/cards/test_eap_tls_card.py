@@ -11,9 +11,10 @@ import pytest
 from dom0_broker.backends.software.element import ElementOptions
 from tests.fakes.card import ScriptedCard
 from tests.support.cards import NAME, PINS, CardKind
+from vmtoken.cards.codes import AID, Features
 from vmtoken.cards.eap_peer import EapPeer
 from vmtoken.cards.eap_tls import EapTlsCard
-from vmtoken.cards.profile import AID, Fci, Features, StartParameters
+from vmtoken.cards.profile import Fci, StartParameters
 from vmtoken.eap.eap_tls import EapTlsMessage
 from vmtoken.eap.packet import EapCode, EapPacket, EapType
 from vmtoken.errors import (

@@ -6,12 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmtoken.cards.codes import FailureCode, Features, Mode
 from vmtoken.cards.profile import (
-    FailureCode,
     FailureExport,
     Fci,
-    Features,
-    Mode,
     ProfileData,
     ResultExport,
     ServerExport,

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.support import card_example
-from vmtoken.cards.profile import AID, DataObject, Export, Features, Instruction, KeyAlgorithm
+from vmtoken.cards.codes import AID, DataObject, Export, Features, Instruction, KeyAlgorithm
 
 DOCUMENT = card_example.DOCUMENT.read_text()
 

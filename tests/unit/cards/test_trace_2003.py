@@ -7,7 +7,8 @@ from pathlib import Path
 from dom0_broker.backends.software.parts import IncomingParts, OutgoingParts
 from tests.fakes.card import Exchange, ScriptedCard, read_trace
 from vmtoken.cards import commands
-from vmtoken.cards.profile import Instruction, StartParameters
+from vmtoken.cards.codes import Instruction
+from vmtoken.cards.profile import StartParameters
 from vmtoken.cards.records import RecordExchange
 from vmtoken.eap.eap_tls import EapTlsMessage
 from vmtoken.eap.fragments import Reassembler
