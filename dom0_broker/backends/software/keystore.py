@@ -1,23 +1,17 @@
 """What a software element keeps: one sealed file.
 
-The file is AES-256-GCM under a key that HKDF-SHA256 makes of the host's sealing key and a salt
-that is fresh with every write; the name of the file is authenticated, so that one element's file
-does not pass for another's. An old copy of the file put back brings old retry counters back:
-whoever can do that to the host's state directory is its root.
+The file is sealed with the host's sealing key (`dom0_broker.safe`); its name is authenticated, so that
+one element's file does not pass for another's. An old copy of the file put back brings old retry
+counters back: whoever can do that to the host's state directory is its root.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 from pathlib import Path
 
 import msgspec
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dom0_broker.backends.software.files import (
     create_atomically,
@@ -26,15 +20,14 @@ from dom0_broker.backends.software.files import (
     write_atomically,
 )
 from dom0_broker.backends.software.pin import StoredPin
+from dom0_broker.safe import Safe, SealBroken
 from vmtoken.errors import AlreadyExists, TokenNotFound, TokenUnavailable
 from vmtoken.secret import SecretBytes
 
 SERIAL_LENGTH = 8
 
 _MAGIC = b"VMTOKEN1"
-_SALT_LENGTH = 32
-_NONCE = bytes(12)
-"""Constant: every salt makes another key."""
+_OWNER = "vmtoken software element"
 
 
 class StoredIdentity(msgspec.Struct, frozen=True):
@@ -120,25 +113,18 @@ def fresh_contents(user_pin: StoredPin, operator_pin: StoredPin) -> Contents:
 
 
 def _seal(contents: Contents, sealing_key: SecretBytes, name: str) -> bytes:
-    salt = os.urandom(_SALT_LENGTH)
-    cipher = AESGCM(_file_key(sealing_key, salt))
-    return _MAGIC + salt + cipher.encrypt(_NONCE, msgspec.msgpack.encode(contents), _MAGIC + name.encode())
+    plain = SecretBytes(msgspec.msgpack.encode(contents))
+    return _MAGIC + Safe(sealing_key, _OWNER).seal(plain, name)
 
 
 def _unseal(octets: bytes, sealing_key: SecretBytes, name: str) -> Contents:
-    salt = octets[len(_MAGIC) : len(_MAGIC) + _SALT_LENGTH]
-    sealed = octets[len(_MAGIC) + _SALT_LENGTH :]
     try:
-        plain = AESGCM(_file_key(sealing_key, salt)).decrypt(
-            _NONCE, sealed, octets[: len(_MAGIC)] + name.encode()
-        )
-        return msgspec.msgpack.decode(plain, type=Contents)
-    except (InvalidTag, ValueError) as error:
+        if not octets.startswith(_MAGIC):
+            raise SealBroken(f"The file {name} is none of a software element.")
+        plain = Safe(sealing_key, _OWNER).open(octets[len(_MAGIC) :], name)
+        return msgspec.msgpack.decode(plain.reveal(), type=Contents)
+    except (SealBroken, ValueError) as error:
         raise TokenUnavailable(
             f"The file {name} was sealed on another host or under another name, or is damaged; "
             "restore it from a backup."
         ) from error
-
-
-def _file_key(sealing_key: SecretBytes, salt: bytes) -> bytes:
-    return HKDF(SHA256(), 32, salt, b"vmtoken software element").derive(sealing_key.reveal())
