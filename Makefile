@@ -37,7 +37,7 @@ check: setup  ## lint, types, import contracts, generated code up to date
 
 bench: setup  ## ratios against Python's ssl; writes build/bench.json
 	@scripts/debian-packages.sh
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 proto: setup  ## generate vmtoken/v1 from proto/
 	$(BIN)/python scripts/generate.py

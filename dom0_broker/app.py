@@ -70,7 +70,10 @@ class App:
         sealing_key = load_sealing_key(config.state_dir)
         safe = Safe(sealing_key)
         settings = BackendSettings(
-            config.state_dir / "elements", sealing_key, pin_reserve=config.limits.pin_reserve
+            config.state_dir / "elements",
+            sealing_key,
+            apdus=config.soft.apdus,
+            pin_reserve=config.limits.pin_reserve,
         )
         elements = Elements(lambda scheme: backends(scheme, settings), safe)
         self._store = Store(config.database)

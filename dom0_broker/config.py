@@ -67,6 +67,13 @@ class TcpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """DNS names and addresses at which agents know the broker; the listen address if empty."""
 
 
+class SoftConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[soft]`: software elements."""
+
+    apdus: Literal["short", "extended", "t0"] = "short"
+    """What the elements take and the broker sends: as a card of that kind would."""
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: numbers that keep one VM, or one card, from taking everything."""
 
@@ -111,6 +118,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     audit: AuditConfig = field(default_factory=AuditConfig)
     unix: UnixConfig = field(default_factory=UnixConfig)
     tcp: TcpConfig = field(default_factory=TcpConfig)
+    soft: SoftConfig = field(default_factory=SoftConfig)
     limits: Limits = field(default_factory=Limits)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
 from vmtoken.errors import InvalidRequest
@@ -22,6 +23,9 @@ class BackendSettings:
     sealing_key: SecretBytes
     """The host's, from `software.sealing.load_sealing_key`; never in configuration."""
 
+    apdus: Literal["short", "extended", "t0"] = "short"
+    """What software elements take: chained short APDUs, extended ones too, or as strict as T=0."""
+
     pin_reserve: int = 1
     """Tries of a PIN that are never spent: with so many left, or fewer, it is not tried."""
 
@@ -31,8 +35,12 @@ def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
     match scheme:
         case "soft":
             from dom0_broker.backends.software.backend import SoftwareBackend
+            from dom0_broker.backends.software.element import ElementOptions
 
             return SoftwareBackend(
-                settings.elements_directory, settings.sealing_key, pin_reserve=settings.pin_reserve
+                settings.elements_directory,
+                settings.sealing_key,
+                options=ElementOptions(extended=settings.apdus == "extended", t0=settings.apdus == "t0"),
+                pin_reserve=settings.pin_reserve,
             )
     raise InvalidRequest(f"There are no tokens of the scheme {scheme!r}; use soft:NAME.")

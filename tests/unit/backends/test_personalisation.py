@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cryptography import x509
@@ -202,6 +203,25 @@ def test_backend_is_found_by_its_scheme(tmp_path: Path) -> None:
     assert isinstance(backend_for("soft", settings), SoftwareBackend)
     with pytest.raises(InvalidRequest, match="soft:NAME"):
         backend_for("floppy", settings)
+
+
+@pytest.mark.parametrize(
+    ("apdus", "to_extended", "to_le_behind_data"),
+    [("short", 0x67, 0x90), ("extended", 0x90, 0x90), ("t0", 0x67, 0x67)],
+)
+def test_an_element_takes_the_apdus_that_were_asked_for(
+    tmp_path: Path,
+    apdus: Literal["short", "extended", "t0"],
+    to_extended: int,
+    to_le_behind_data: int,
+) -> None:
+    backend = backend_for("soft", BackendSettings(tmp_path, SEALING_KEY, apdus=apdus))
+    assert isinstance(backend, SoftwareBackend)
+    backend.create(NAME, PINS)
+    connection = backend.connect(NAME)
+    select = bytes.fromhex("00 A4 04 00")
+    assert connection.transmit(select + b"\x00\x00\x10" + AID + b"\x00\x00")[-2] == to_extended
+    assert connection.transmit(select + b"\x10" + AID + b"\x00")[-2] == to_le_behind_data
 
 
 def test_elements_are_made_once_and_destroyed(backend: SoftwareBackend) -> None:
