@@ -126,7 +126,7 @@ def main() -> int:
         shutil.rmtree(home, ignore_errors=True)
     seconds = time.monotonic() - began
     print(
-        f"\n{bold('PASSED')}: web01 proved its identity twice; its key never left the card ({seconds:.0f} s)."
+        f"\n{bold('PASSED')}: web01 proved its identity twice; its key never left the element ({seconds:.0f} s)."
     )
     return 0
 
