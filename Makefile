@@ -15,16 +15,18 @@ $(STAMP): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-INTEROP_STAMP = $(VENV)/.installed-interop
+TEST_STAMP = $(VENV)/.installed-test
 
-$(INTEROP_STAMP): $(STAMP)
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,interop]'
+$(TEST_STAMP): $(STAMP) scripts/debian-packages.sh
+	@scripts/debian-packages.sh
+	pcsc=$$(pkg-config --exists libpcsclite 2>/dev/null && echo ,pcsc); \
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,interop,pkcs11$$pcsc]"
 	@touch $@
 
 demo: setup  ## the main job on the software element, step by step
 	@$(BIN)/python deploy/dev/demo.py
 
-test: $(INTEROP_STAMP)  ## everything, with the servers from Debian; installs them as root with apt, else says what is missing
+test: $(TEST_STAMP)  ## everything, with the servers from Debian; installs them as root with apt, else says what is missing
 	@scripts/debian-packages.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -35,7 +37,7 @@ check: setup  ## lint, types, import contracts, generated code up to date
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate.py --check
 
-bench: setup  ## ratios against Python's ssl; writes build/bench.json
+bench: $(TEST_STAMP)  ## ratios against Python's ssl; writes build/bench.json
 	@scripts/debian-packages.sh
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
@@ -45,7 +47,7 @@ proto: setup  ## generate vmtoken/v1 from proto/
 constraints:  ## pin the newest versions of everything
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet '.[dev,interop]'
+	build/constraints/bin/python -m pip install --quiet '.[dev,interop,pcsc,pkcs11]'
 	(echo '# The development set, pinned: a fresh clone installs the same tomorrow. Renew with "make constraints".'; \
 	 build/constraints/bin/python -m pip freeze --exclude vmtoken) > constraints.txt
 

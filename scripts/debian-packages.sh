@@ -1,9 +1,13 @@
 #!/bin/sh
-# The servers and tools from Debian that tests and benchmarks run against.
+# What tests and benchmarks need from Debian: servers to talk to, the smart card stack with its virtual reader,
+# and what builds pyscard, which has no wheel for Linux.
 # Installs what is missing as root with apt; otherwise says in one line what to install.
 set -eu
 
-packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest"
+packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest
+    pcscd vsmartcard-vpcd libpcsclite-dev pkg-config gcc
+    softhsm2 p11-kit p11-kit-modules opensc opensc-pkcs11 yubico-piv-tool
+    swtpm swtpm-tools libtpm2-pkcs11-1 libtpm2-pkcs11-tools tpm2-tools"
 
 missing=""
 for package in $packages; do
@@ -18,6 +22,6 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # shellcheck disable=SC2086 # one word a package
     apt-get install -y -q --no-install-recommends $missing >/dev/null
 else
-    echo "tests against real servers need: apt-get install$missing" >&2
+    echo "tests against real servers and cards need: apt-get install$missing" >&2
     [ -z "${CI:-}" ] || exit 1
 fi
