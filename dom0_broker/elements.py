@@ -12,7 +12,7 @@ from typing import Final
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
 from dom0_broker.safe import Safe
 from dom0_broker.store import TokenRecord
-from vmtoken.errors import InvalidRequest, PinMissing, TokenNotFound
+from vmtoken.errors import InvalidRequest, TokenNotFound
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
 
@@ -35,15 +35,14 @@ class Elements:
         """The card behind a token, with its user PIN. Called in the token's thread."""
         backend, locator = self._backend(record.uri)
         pin = self._pin(record.sealed_user_pin, _user(record.name))
-        return backend.open(locator, pin)
+        return backend.open(locator, pin, record.kept)
 
     def open_issuer(self, record: TokenRecord) -> TokenIssuer:
-        """For personalisation, with the operator PIN. Raises `PinMissing` without one."""
+        """For personalisation, with the PINs that the broker has. Raises `PinMissing` if one lacks."""
         backend, locator = self._backend(record.uri)
-        pin = self._pin(record.sealed_operator_pin, _operator(record.name))
-        if pin is None:
-            raise PinMissing(f"The broker has no operator PIN of token '{record.name}'.")
-        return backend.open_issuer(locator, pin)
+        operator = self._pin(record.sealed_operator_pin, _operator(record.name))
+        user = self._pin(record.sealed_user_pin, _user(record.name))
+        return backend.open_issuer(locator, operator, user)
 
     def plan(self, name: str, uri: str) -> TokenRecord:
         """The record of an element to be made, with random PINs that nobody sees."""

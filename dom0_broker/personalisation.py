@@ -9,11 +9,12 @@ import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from dom0_broker.administration import recorded
 from dom0_broker.audit import Fields
-from dom0_broker.backends.base import TokenIssuer
+from dom0_broker.backends.base import Kept, TokenIssuer
 from dom0_broker.domains import checked_name
 from dom0_broker.elements import Elements
 from dom0_broker.handshake import Desk
@@ -91,7 +92,13 @@ class TokenAdministration:
         """Store a chain, leaf first. Raises `Conflict` when it does not match the key."""
         token = self._desk.inventory.token(name)
         certificates = tuple(chain)
-        await self._issue(token, lambda issuer: issuer.install_certificate_chain(certificates))
+
+        def install(issuer: TokenIssuer) -> bool:
+            issuer.install_certificate_chain(certificates)
+            return issuer.keeps_certificates
+
+        if not await self._issue(token, install):
+            await self._keep(token, replace(token.record.kept, chain=certificates))
         self._desk.sessions.forget_token(name)
         await self._record("certificate-installed", token, {"certificates": len(certificates)})
 
@@ -99,7 +106,13 @@ class TokenAdministration:
         """Store trust anchors; sessions made with the earlier ones are not resumed."""
         token = self._desk.inventory.token(name)
         certificates = tuple(anchors)
-        await self._issue(token, lambda issuer: issuer.install_trust_anchors(certificates))
+
+        def install(issuer: TokenIssuer) -> bool:
+            issuer.install_trust_anchors(certificates)
+            return issuer.keeps_certificates
+
+        if not await self._issue(token, install):
+            await self._keep(token, replace(token.record.kept, anchors=certificates))
         self._desk.sessions.forget_token(name)
         await self._record("trust-installed", token, {"anchors": len(certificates)})
 
@@ -111,7 +124,7 @@ class TokenAdministration:
             token = self._desk.inventory.token(name)
             earlier = token.record
             record = self._elements.record(name, earlier.uri, user_pin, None)
-            token.record = TokenRecord(name, earlier.uri, record.sealed_user_pin, earlier.sealed_operator_pin)
+            token.record = replace(earlier, sealed_user_pin=record.sealed_user_pin)
             try:
                 await self._alone(token, lambda: None)
                 await token.worker.run(lambda _: None)
@@ -137,6 +150,12 @@ class TokenAdministration:
         if destroy:
             self._elements.delete(record)
         self._store.remove_token(record.name)
+
+    async def _keep(self, token: Token, kept: Kept) -> None:
+        """What the token cannot keep itself; it is opened anew with it."""
+        await asyncio.to_thread(self._store.keep_certificates, token.name, kept)
+        token.record = replace(token.record, kept=kept)
+        await self._alone(token, lambda: None)
 
     async def _issue(self, token: Token, work: Callable[[TokenIssuer], Result]) -> Result:
         """Personalise a card while nobody else has it."""

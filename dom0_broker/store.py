@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import msgpack
+
+from dom0_broker.backends.base import NOTHING_KEPT, Kept
 from dom0_broker.domains import DomainIdentity
 from vmtoken.errors import AlreadyExists, Conflict, NotFound, VmTokenError
 
@@ -43,8 +46,13 @@ _SCHEMA: Final = (
         sealed_key BLOB NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE tokens ADD COLUMN chain BLOB NOT NULL DEFAULT x'90';
+    ALTER TABLE tokens ADD COLUMN anchors BLOB NOT NULL DEFAULT x'90';
+    """,
 )
-"""One script a version; a database of version n has had the first n scripts run."""
+"""One script a version; a database of version n has had the first n scripts run. Lists of certificates are
+MessagePack arrays of DER; 90 is the empty one."""
 
 _BUSY_TIMEOUT = 5.0
 """Seconds; only a second broker on the same state directory, or an operator's sqlite3, makes us wait."""
@@ -70,6 +78,7 @@ class TokenRecord:
     uri: str
     sealed_user_pin: bytes | None
     sealed_operator_pin: bytes | None
+    kept: Kept = NOTHING_KEPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +123,12 @@ class Store:
 
     def tokens(self) -> list[TokenRecord]:
         """All tokens, by name."""
-        columns = "name, uri, sealed_user_pin, sealed_operator_pin"
-        return [TokenRecord(*row) for row in self._rows(f"SELECT {columns} FROM tokens ORDER BY name")]  # noqa: S608
+        columns = "name, uri, sealed_user_pin, sealed_operator_pin, chain, anchors"
+        rows = self._rows(f"SELECT {columns} FROM tokens ORDER BY name")  # noqa: S608
+        return [
+            TokenRecord(name, uri, user, operator, Kept(_certificates(chain), _certificates(anchors)))
+            for name, uri, user, operator, chain, anchors in rows
+        ]
 
     def bindings(self) -> list[BindingRecord]:
         """All bindings, by VM and name."""
@@ -147,7 +160,8 @@ class Store:
         """Raises `AlreadyExists` when name or URI is taken."""
         with self._change(taken=f"There is a token '{token.name}' or one at {token.uri}.") as database:
             values = (token.name, token.uri, token.sealed_user_pin, token.sealed_operator_pin)
-            database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", values)
+            kept = (msgpack.encode(token.kept.chain), msgpack.encode(token.kept.anchors))
+            database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", values + kept)
 
     def remove_token(self, name: str) -> None:
         """Raises `NotFound`, and `Conflict` while a VM has it."""
@@ -161,6 +175,13 @@ class Store:
         with self._change() as database:
             change = "UPDATE tokens SET sealed_user_pin = ? WHERE name = ?"
             _one(database.execute(change, (sealed_user_pin, name)), f"There is no token '{name}'.")
+
+    def keep_certificates(self, name: str, kept: Kept) -> None:
+        """For a token that cannot keep them itself. Raises `NotFound`."""
+        values = (msgpack.encode(kept.chain), msgpack.encode(kept.anchors), name)
+        with self._change() as database:
+            change = "UPDATE tokens SET chain = ?, anchors = ? WHERE name = ?"
+            _one(database.execute(change, values), f"There is no token '{name}'.")
 
     def bind(self, binding: BindingRecord) -> None:
         """Raises `AlreadyExists` when the VM has a token of that name, `NotFound` without VM or token."""
@@ -221,6 +242,10 @@ def _migrate(database: sqlite3.Connection) -> None:
         )
     for number, script in enumerate(_SCHEMA[version:], start=version + 1):
         database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+def _certificates(encoded: bytes) -> tuple[bytes, ...]:
+    return msgpack.decode(encoded, type=tuple[bytes, ...])
 
 
 def _one(cursor: sqlite3.Cursor, absent: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.secret import SecretBytes
@@ -19,8 +19,66 @@ class Pins:
     operator: SecretBytes
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Certificates that the broker keeps for a token that cannot: DER."""
+
+    chain: tuple[bytes, ...] = ()
+    """Leaf first; empty: what the token itself holds counts."""
+
+    anchors: tuple[bytes, ...] = ()
+    """CA certificates that servers are verified with."""
+
+
+NOTHING_KEPT: Final = Kept()
+
+
+@dataclass(frozen=True, slots=True)
+class PinState:
+    """How many tries of the user PIN are left, without spending one."""
+
+    tries_left: int | None
+    """None while it is verified, or when the token does not tell."""
+
+    tries: int | None = None
+    """How many there are after a right one; None when the token does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundToken:
+    """Something that could be made a token: what `discover` finds."""
+
+    uri: str
+    """For 'vmtokenctl token add'; names serial or certificate, never a reader."""
+
+    place: str
+    """Where it is just now, for people: the reader, the PKCS#11 slot, a file."""
+
+    atr: bytes = b""
+    """Answer to reset (ISO/IEC 7816-3 section 8); empty where there is none."""
+
+    application: str = ""
+    """For people: 'EAP-TLS card, profile 1', 'PIV, slot 9A', 'SoftHSM v2'; empty for one of no use here."""
+
+    serial: str = ""
+    capabilities: tuple[str, ...] = ()
+    """For people: 'TLS 1.3', 'ECDSA_SECP256R1_SHA256', 'personalisation'."""
+
+    certificate: bytes = b""
+    """The leaf, DER; empty without one."""
+
+    pin: PinState = PinState(None)
+    problem: str = ""
+    """A sentence that says why it cannot be used just now; empty when all is well."""
+
+
 class TokenIssuer(Protocol):
     """Personalisation under the operator PIN. Methods raise `TokenUnavailable` when the card is gone."""
+
+    @property
+    def keeps_certificates(self) -> bool:
+        """Whether chain and anchors stay in the token; else the broker gives them to `open` as `Kept`."""
+        ...
 
     def generate_key(self, algorithm: KeyAlgorithm) -> bytes:
         """A key pair made on the card; its SubjectPublicKeyInfo, DER."""
@@ -42,14 +100,6 @@ class TokenIssuer(Protocol):
         """DER; they replace those that are there."""
         ...
 
-    def set_user_pin(self, new_pin: SecretBytes, operator_pin: SecretBytes) -> None:
-        """A new user PIN with all its tries, even if the old one is blocked."""
-        ...
-
-    def change_operator_pin(self, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
-        """Raises `PinRejected` or `PinBlocked` if the old one is wrong."""
-        ...
-
     def close(self) -> None:
         """Give the card back. May be called twice."""
         ...
@@ -62,12 +112,45 @@ class TokenBackend(Protocol):
         """Make a new element. Raises `AlreadyExists`; `Conflict` where elements are not made by software."""
         ...
 
-    def open(self, locator: str, user_pin: SecretBytes | None) -> HandshakeToken:
+    def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> HandshakeToken:
         """Raises `TokenNotFound`, `TokenNotReady`, `TokenUnavailable`, or what became of the PIN."""
         ...
 
-    def open_issuer(self, locator: str, operator_pin: SecretBytes | None) -> TokenIssuer:
-        """Errors as `open`."""
+    def open_issuer(
+        self, locator: str, operator_pin: SecretBytes | None, user_pin: SecretBytes | None = None
+    ) -> TokenIssuer:
+        """Errors as `open`. `operator_pin` is the management key of a PIV card; PKCS#11 uses the user PIN."""
+        ...
+
+    def pin_state(self, locator: str) -> PinState:
+        """Ask for the tries of the user PIN that are left; spends none. Errors as `open`."""
+        ...
+
+    def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
+        """Raises `PinRejected`, `PinBlocked` (also for the reserve), `InvalidRequest`, or as `open`."""
+        ...
+
+    def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> None:
+        """A new user PIN with all its tries, even if the old one is blocked; errors are about the code.
+
+        It is the operator PIN of an EAP-TLS card, the PUK of a PIV card, the SO PIN of a PKCS#11 token.
+        """
+        ...
+
+    def discover(self) -> Sequence[FoundToken]:
+        """What is there and could be made a token, in a lasting order; owned tokens are not disturbed."""
+        ...
+
+    def reset(self, locator: str) -> None:
+        """Get a card or module that hangs going again, as far as that is possible. Errors as `open`."""
+        ...
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called, from any thread, whenever tokens came or went."""
+        ...
+
+    def close(self) -> None:
+        """Stop what watches or works in the background. May be called twice."""
         ...
 
     def delete(self, locator: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ import grpc.aio
 from msgspec.structs import replace
 
 from dom0_broker.app import App
+from dom0_broker.backends.base import NOTHING_KEPT, FoundToken, Kept, PinState
 from dom0_broker.backends.registry import BackendSettings
 from dom0_broker.config import BrokerConfig, Limits
 from dom0_broker.domains import DomainIdentity
@@ -46,10 +47,10 @@ class Cards:
         assert scheme == "fake"
         return self
 
-    def open(self, locator: str, user_pin: SecretBytes | None) -> FakeToken:
+    def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> FakeToken:
         return FakeToken(self.script(locator))
 
-    def open_issuer(self, locator: str, operator_pin: SecretBytes | None) -> NoReturn:
+    def open_issuer(self, locator: str, operator_pin: object, user_pin: object = None) -> NoReturn:
         raise Conflict("A fake card cannot be personalised.")
 
     def create(self, locator: str, pins: object) -> NoReturn:
@@ -57,6 +58,27 @@ class Cards:
 
     def delete(self, locator: str) -> None:
         del self.scripts[locator]
+
+    def pin_state(self, locator: str) -> PinState:
+        return PinState(None)
+
+    def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> NoReturn:
+        raise Conflict("A fake card has no PIN.")
+
+    def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> NoReturn:
+        raise Conflict("A fake card has no PIN.")
+
+    def discover(self) -> list[FoundToken]:
+        return [FoundToken(f"fake:{locator}", "memory") for locator in sorted(self.scripts)]
+
+    def reset(self, locator: str) -> None:
+        pass
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def broker_config(home: Path, *, policy: str = "allow vm=* server=*", **limits: float) -> BrokerConfig:

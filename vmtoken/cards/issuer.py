@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from vmtoken.cards import commands
 from vmtoken.cards.codes import CLA, DataObject, Features, KeyAlgorithm, PinReference
+from vmtoken.cards.eap_tls_pins import PIN_RULE
 from vmtoken.cards.profile import encode_certificates
 from vmtoken.cards.session import CardSession, card_errors
 from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, VmTokenError
@@ -16,7 +17,6 @@ from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
 
 _DEFAULT_LABEL = b"vmtoken"
-_PIN_RULE = "A PIN has 4 to 8 printable characters; choose another."
 
 
 class EapTlsIssuer:
@@ -48,6 +48,11 @@ class EapTlsIssuer:
         except VmTokenError:
             self.close()
             raise
+
+    @property
+    def keeps_certificates(self) -> bool:
+        """The card has room for them."""
+        return True
 
     def generate_key(self, algorithm: KeyAlgorithm) -> bytes:
         """A fresh key pair on the card; its SubjectPublicKeyInfo, DER. The old certificate is gone."""
@@ -105,24 +110,12 @@ class EapTlsIssuer:
             f"The card does not take {name!r} for a server; give a DNS name or an IP address.",
         )
 
-    def set_user_pin(self, new_pin: SecretBytes, operator_pin: SecretBytes) -> None:
-        """A new user PIN with all its tries, whatever the old one was and even if it is blocked."""
-        with _refusals({StatusWord.WRONG_DATA: _PIN_RULE}):
-            iso7816.reset_retry_counter(self._card.channel, PinReference.USER, new_pin, operator_pin, cla=CLA)
-
-    unblock_user_pin = set_user_pin
-
     def change_operator_pin(self, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
         """Raises `PinRejected` or `PinBlocked` if the old one is wrong."""
-        with _refusals({StatusWord.WRONG_DATA: _PIN_RULE}):
+        with _refusals({StatusWord.WRONG_DATA: PIN_RULE}):
             iso7816.change_reference_data(
                 self._card.channel, PinReference.OPERATOR, old_pin, new_pin, cla=CLA
             )
-
-    def user_pin_tries_left(self) -> int | None:
-        """None while the user PIN is verified."""
-        with _refusals({}):
-            return iso7816.retries_left(self._card.channel, PinReference.USER, cla=CLA)
 
     def close(self) -> None:
         """Give the card back. May be called twice."""

@@ -62,19 +62,20 @@ class CardSession:
         left = iso7816.retries_left(self.channel, reference, cla=CLA)
         if left is None:
             return
-        name = reference.name.lower()
-        if left == 0:
-            raise PinBlocked(f"The {name} PIN of the card is blocked; {_REMEDY[reference]}.")
-        if pin is None:
+        if left and pin is None:
             raise PinMissing(
-                f"The card needs its {name} PIN, and none was given; the operator has to give it."
+                f"The card needs its {reference.name.lower()} PIN, and none was given; "
+                "the operator has to give it."
             )
-        if left <= reserve:
-            raise PinBlocked(
-                f"The {name} PIN of the card has only {iso7816.tries(left)} left, too few to risk one; "
-                f"{_REMEDY[reference]}."
-            )
+        _check_tries(reference, left, reserve)
+        assert pin is not None, "a PIN that is blocked was refused"
         iso7816.verify(self.channel, reference, pin, cla=CLA)
+
+    def check_tries(self, reference: PinReference, *, reserve: int = 1) -> None:
+        """Raise `PinBlocked` if `reserve` tries of a PIN are left, or fewer."""
+        left = iso7816.retries_left(self.channel, reference, cla=CLA)
+        if left is not None:
+            _check_tries(reference, left, reserve)
 
     def use_preferred_identity(self) -> bytes:
         """Choose the card's first identity; raise `TokenNotReady` if it has none."""
@@ -99,6 +100,17 @@ class CardSession:
     def close(self) -> None:
         """Give the connection back."""
         self.channel.close()
+
+
+def _check_tries(reference: PinReference, left: int, reserve: int) -> None:
+    name = reference.name.lower()
+    if left == 0:
+        raise PinBlocked(f"The {name} PIN of the card is blocked; {_REMEDY[reference]}.")
+    if left <= reserve:
+        raise PinBlocked(
+            f"The {name} PIN of the card has only {iso7816.tries(left)} left, too few to risk one; "
+            f"{_REMEDY[reference]}."
+        )
 
 
 _REMEDY = {

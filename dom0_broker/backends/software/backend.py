@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from dom0_broker.backends.base import Pins
+from dom0_broker.backends.base import NOTHING_KEPT, FoundToken, Kept, Pins, PinState
 from dom0_broker.backends.software.element import DEFAULT_OPTIONS, ElementOptions, SoftwareElement
 from dom0_broker.backends.software.keystore import Keystore, fresh_contents
 from dom0_broker.backends.software.pin import OPERATOR_TRIES, USER_TRIES, StoredPin, is_acceptable
+from vmtoken.cards import eap_tls_pins
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.cards.issuer import EapTlsIssuer
 from vmtoken.errors import InvalidRequest
@@ -48,7 +50,7 @@ class SoftwareBackend:
         contents = fresh_contents(_stored(pins.user, USER_TRIES), _stored(pins.operator, OPERATOR_TRIES))
         Keystore.create(self._path(locator), self._sealing_key, contents)
 
-    def open(self, locator: str, user_pin: SecretBytes | None) -> EapTlsCard:
+    def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> EapTlsCard:
         """See `TokenBackend.open`."""
         return EapTlsCard(
             self.connect(locator),
@@ -59,7 +61,9 @@ class SoftwareBackend:
             pin_reserve=self._pin_reserve,
         )
 
-    def open_issuer(self, locator: str, operator_pin: SecretBytes | None) -> EapTlsIssuer:
+    def open_issuer(
+        self, locator: str, operator_pin: SecretBytes | None, user_pin: SecretBytes | None = None
+    ) -> EapTlsIssuer:
         """See `TokenBackend.open_issuer`."""
         return EapTlsIssuer(
             self.connect(locator),
@@ -72,6 +76,38 @@ class SoftwareBackend:
     def connect(self, locator: str) -> SoftwareElement:
         """The bare card."""
         return SoftwareElement(self._keystore(locator), self._options)
+
+    def pin_state(self, locator: str) -> PinState:
+        """See `TokenBackend.pin_state`."""
+        left = eap_tls_pins.user_pin_tries_left(self.connect(locator), t0=self._options.t0)
+        return PinState(left, USER_TRIES)
+
+    def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
+        """See `TokenBackend.change_user_pin`."""
+        eap_tls_pins.change_user_pin(
+            self.connect(locator), old_pin, new_pin, t0=self._options.t0, pin_reserve=self._pin_reserve
+        )
+
+    def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> None:
+        """See `TokenBackend.unblock_user_pin`."""
+        eap_tls_pins.unblock_user_pin(
+            self.connect(locator), code, new_pin, t0=self._options.t0, pin_reserve=self._pin_reserve
+        )
+
+    def discover(self) -> list[FoundToken]:
+        """See `TokenBackend.discover`: the files; what is in them is sealed."""
+        paths = sorted(self._directory.glob(f"*{_SUFFIX}"))
+        return [FoundToken(f"soft:{path.stem}", str(path), application="software element") for path in paths]
+
+    def reset(self, locator: str) -> None:
+        """See `TokenBackend.reset`: an element does not hang."""
+        self._keystore(locator)
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """See `TokenBackend.watch`: elements come and go by the operator's word alone."""
+
+    def close(self) -> None:
+        """See `TokenBackend.close`."""
 
     def delete(self, locator: str) -> None:
         """See `TokenBackend.delete`."""

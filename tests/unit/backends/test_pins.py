@@ -11,7 +11,7 @@ from dom0_broker.backends.software.keystore import Keystore
 from dom0_broker.backends.software.pin import StoredPin
 from tests.support.cards import NAME, PINS, SEALING_KEY
 from vmtoken.cards.codes import AID
-from vmtoken.errors import InvalidRequest, PinBlocked, PinMissing, PinRejected, TokenNotReady
+from vmtoken.errors import Conflict, InvalidRequest, PinBlocked, PinMissing, PinRejected, TokenNotReady
 from vmtoken.secret import SecretBytes
 
 SELECT = bytes.fromhex("00 A4 04 00 10") + AID
@@ -171,10 +171,36 @@ def test_without_reserve_the_last_try_is_spent(backend: SoftwareBackend) -> None
             reckless.open(NAME, WRONG)
     with pytest.raises(PinBlocked):
         reckless.open(NAME, WRONG)
-    issuer = reckless.open_issuer(NAME, PINS.operator)
-    issuer.set_user_pin(SecretBytes(b"5678"), PINS.operator)
-    issuer.close()
-    reckless.open(NAME, SecretBytes(b"5678")).close()
+    assert reckless.pin_state(NAME).tries_left == 0
+    reckless.unblock_user_pin(NAME, PINS.operator, SecretBytes(b"5678"))
+    assert reckless.pin_state(NAME).tries_left == 3
+
+
+def test_user_pin_is_changed_and_its_tries_are_told(backend: SoftwareBackend) -> None:
+    backend.change_user_pin(NAME, PINS.user, SecretBytes(b"5678"))
+    with pytest.raises(PinRejected):
+        backend.open(NAME, PINS.user)
+    assert backend.pin_state(NAME).tries_left == 2
+    with pytest.raises(PinRejected):
+        backend.change_user_pin(NAME, PINS.user, SecretBytes(b"9999"))
+    with pytest.raises(PinBlocked, match="only 1 try left"):
+        backend.change_user_pin(NAME, SecretBytes(b"5678"), SecretBytes(b"9999"))
+    assert backend.pin_state(NAME).tries_left == 1
+
+
+@pytest.mark.parametrize("new_pin", [b"123", b"12 34"])
+def test_new_user_pin_must_be_a_pin(backend: SoftwareBackend, new_pin: bytes) -> None:
+    with pytest.raises(Conflict, match="4 to 8"):
+        backend.unblock_user_pin(NAME, PINS.operator, SecretBytes(new_pin))
+    assert backend.pin_state(NAME).tries_left == 3
+
+
+def test_operator_pin_that_unblocks_is_not_burnt_either(backend: SoftwareBackend) -> None:
+    for _ in range(9):
+        with pytest.raises(PinRejected):
+            backend.unblock_user_pin(NAME, WRONG, SecretBytes(b"5678"))
+    with pytest.raises(PinBlocked, match="only 1 try left"):
+        backend.unblock_user_pin(NAME, PINS.operator, SecretBytes(b"5678"))
 
 
 def test_operator_pin_is_changed(backend: SoftwareBackend) -> None:

@@ -1,0 +1,61 @@
+"""The user PIN of an EAP-TLS card (draft-urien-eap-smartcard section 9.3): its tries, change, unblock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from vmtoken.cards.codes import CLA, PinReference
+from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.errors import Conflict
+from vmtoken.iso7816 import commands as iso7816
+from vmtoken.iso7816.connection import CardConnection
+from vmtoken.iso7816.status import StatusWord, StatusWordError
+from vmtoken.secret import SecretBytes
+
+PIN_RULE = "A PIN has 4 to 8 printable characters; choose another."
+
+
+def user_pin_tries_left(connection: CardConnection, *, t0: bool = False) -> int | None:
+    """None while it is verified. Closes the connection. Raises `TokenUnavailable`."""
+    with _session(connection, t0=t0) as card:
+        return iso7816.retries_left(card.channel, PinReference.USER, cla=CLA)
+
+
+def change_user_pin(
+    connection: CardConnection,
+    old_pin: SecretBytes,
+    new_pin: SecretBytes,
+    *,
+    t0: bool = False,
+    pin_reserve: int = 1,
+) -> None:
+    """Closes the connection. Raises `PinRejected`, `PinBlocked` (also for the reserve), `Conflict`."""
+    with _session(connection, t0=t0) as card:
+        card.check_tries(PinReference.USER, reserve=pin_reserve)
+        iso7816.change_reference_data(card.channel, PinReference.USER, old_pin, new_pin, cla=CLA)
+
+
+def unblock_user_pin(
+    connection: CardConnection,
+    operator_pin: SecretBytes,
+    new_pin: SecretBytes,
+    *,
+    t0: bool = False,
+    pin_reserve: int = 1,
+) -> None:
+    """A new user PIN with all its tries, even if it is blocked. Closes the connection; errors as above."""
+    with _session(connection, t0=t0) as card:
+        card.check_tries(PinReference.OPERATOR, reserve=pin_reserve)
+        iso7816.reset_retry_counter(card.channel, PinReference.USER, new_pin, operator_pin, cla=CLA)
+
+
+@contextmanager
+def _session(connection: CardConnection, *, t0: bool) -> Iterator[CardSession]:
+    with closing(CardSession.open(connection, t0=t0)) as card, card_errors():
+        try:
+            yield card
+        except StatusWordError as error:
+            if error.status != StatusWord.WRONG_DATA:
+                raise
+            raise Conflict(PIN_RULE) from error
