@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from dom0_broker.app import App, forbid_core_dumps, run
+from dom0_broker.app import App, run
 from dom0_broker.audit import AuditError
 from dom0_broker.config import BrokerConfig, check_directories, read_config
+from dom0_broker.core_dumps import forbid_core_dumps
 from dom0_broker.policy import PolicyError, read_policy
 from dom0_broker.store import StoreError
 from vmtoken import log

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,9 +39,6 @@ log = logging.getLogger(__name__)
 
 Backends = Callable[[str, BackendSettings], TokenBackend]
 """The backend of a URI scheme; those of the registry, if nothing else is said."""
-
-_PR_SET_DUMPABLE: Final = 4
-"""prctl(2)."""
 
 _HOUSEKEEPING: Final = 1.0
 """Seconds between two looks at what can wait: notes, the audit log's fsync, the health of tokens."""
@@ -230,14 +225,6 @@ async def run(app: App) -> None:
     await stopped.wait()
     notify("STOPPING=1")
     await app.stop()
-
-
-def forbid_core_dumps() -> None:
-    """Keys and PINs in memory must not reach a disk."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(
-        _PR_SET_DUMPABLE, 0, 0, 0, 0
-    )  # a core_pattern with a pipe ignores the limit, core(5)
 
 
 async def _reload(app: App) -> None:

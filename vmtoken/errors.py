@@ -228,3 +228,19 @@ class SessionBroken(VmTokenError):
     """The session ended by an alert or a record that does not verify."""
 
     reason = Reason.SESSION_BROKEN
+
+
+def rebuilt(
+    untrusted_reason: str, message: str, metadata: dict[str, str], retry_after: float | None
+) -> VmTokenError:
+    """An error of the other side as an exception of ours; a reason that we do not know becomes `INTERNAL`."""
+    try:
+        kind = VmTokenError.for_reason(Reason(untrusted_reason))
+    except ValueError:
+        kind = VmTokenError
+    if kind is PinRejected:
+        retries = metadata.get("retries_left", "")
+        return PinRejected(message, retries_left=int(retries) if retries.isdecimal() else 0)
+    error = kind(message, retry_after=retry_after)
+    error.metadata = metadata
+    return error

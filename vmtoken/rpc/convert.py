@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.duration_pb2 import Duration
 
-from vmtoken.errors import InvalidRequest, VmTokenError
-from vmtoken.rpc.status import rebuilt
+from vmtoken.errors import InvalidRequest, VmTokenError, rebuilt
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import CipherSuite, ProtocolVersion
 from vmtoken.tls.key_block import KeyBlock

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from vmtoken.errors import ERROR_DOMAIN, BrokerUnavailable, PinRejected, Reason, VmTokenError
+from vmtoken.errors import ERROR_DOMAIN, BrokerUnavailable, PinRejected, Reason, VmTokenError, rebuilt
 
 STATUS_CODES: Final = {
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
@@ -72,22 +72,6 @@ def from_rpc_error(error: grpc.RpcError) -> VmTokenError:
     if info.domain != ERROR_DOMAIN:
         return _bare(error.code(), status.message)
     return rebuilt(info.reason, status.message, dict(info.metadata), retry_after)
-
-
-def rebuilt(
-    untrusted_reason: str, message: str, metadata: dict[str, str], retry_after: float | None
-) -> VmTokenError:
-    """An error of the other side as an exception of ours; a reason that we do not know becomes `INTERNAL`."""
-    try:
-        kind = VmTokenError.for_reason(Reason(untrusted_reason))
-    except ValueError:
-        kind = VmTokenError
-    if kind is PinRejected:
-        retries = metadata.get("retries_left", "")
-        return PinRejected(message, retries_left=int(retries) if retries.isdecimal() else 0)
-    error = kind(message, retry_after=retry_after)
-    error.metadata = metadata
-    return error
 
 
 def _bare(code: grpc.StatusCode, details: str) -> VmTokenError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vmtoken.errors import PinRejected, Reason, VmTokenError
+from vmtoken.errors import PinRejected, Reason, VmTokenError, rebuilt
 from vmtoken.rpc.convert import error_from_pb, error_to_pb
-from vmtoken.rpc.status import STATUS_CODES, rebuilt
+from vmtoken.rpc.status import STATUS_CODES
 
 
 def test_every_reason_has_a_status_code_and_a_class() -> None:
