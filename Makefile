@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test check bench proto constraints clean
+.PHONY: setup demo test check bench soak proto constraints clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ check: setup  ## lint, types, import contracts, generated code up to date
 bench: $(TEST_STAMP)  ## ratios against Python's ssl; writes build/bench.json
 	@scripts/debian-packages.sh
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+soak: $(TEST_STAMP)  ## 70,000 short sessions on one token: does anything grow?
+	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 proto: setup  ## generate vmtoken/v1 from proto/
 	$(BIN)/python scripts/generate.py

@@ -29,7 +29,7 @@ def rows(bench: Bench) -> Iterator[Row]:
             sessions += _open(application, port, count - len(sessions))
             time.sleep(SETTLE)
             for name, child in (("broker", bench.stack.broker), ("agent", bench.stack.agent)):
-                yield Row(f"memory of the {name}, {count} idle sessions", _resident(child), "MB")
+                yield Row(f"memory of the {name}, {count} idle sessions", resident(child), "MB")
         for session in sessions:
             session.close()
 
@@ -44,7 +44,8 @@ def _open(application: StackClient, port: int, count: int) -> list[StackSession]
         return list(pool.map(connect, range(count)))
 
 
-def _resident(child: Child | None) -> float:
+def resident(child: Child | None) -> float:
+    """Megabytes."""
     assert child is not None
     status = Path(f"/proc/{child.pid}/status").read_text()
     match = re.search(r"VmRSS:\s+(\d+) kB", status)
