@@ -334,6 +334,23 @@ def test_alpn_and_versions_are_asked_for(token: HandshakeToken, tmp_path: Path) 
     assert session.result.key_block.version is ProtocolVersion.TLS_1_2
 
 
+def test_no_hello_repeats_a_share(token: HandshakeToken, tmp_path: Path) -> None:
+    """The next ones may be made when a handshake is forgotten, and a ticket may be taken after that."""
+    context = python_context(tmp_path)
+    shares = set()
+    for _ in range(4):
+        server = PythonServer(context)
+        hello = token.start(start(), lambda _: None).client_flight
+        _, found, share = hello.rpartition(bytes.fromhex("00 1D 00 20"))  # X25519, 32 octets
+        assert found
+        shares.add(share[:32])
+        step = token.process(server.receive(hello))
+        assert step.result is not None
+        token.abort()
+        token.accept_ticket(step.result.session, b"")
+    assert len(shares) == 4
+
+
 def test_aborted_handshake_leaves_room_for_the_next(token: HandshakeToken, tmp_path: Path) -> None:
     server = PythonServer(python_context(tmp_path))
     records = server.receive(token.start(start(), lambda server: None).client_flight)

@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 
 from dom0_broker.backends.software import keys
 from dom0_broker.backends.software.card_error import CardError
-from dom0_broker.backends.software.handshake import Handshake, HandshakeAborted
-from dom0_broker.backends.software.key_shares import KeyShareStock
+from dom0_broker.backends.software.handshake import Handshake, HandshakeAborted, server_export
 from dom0_broker.backends.software.keystore import StoredIdentity
-from dom0_broker.backends.software.sessions import SessionTable
+from dom0_broker.tls_client.key_shares import KeyShareStock
+from dom0_broker.tls_client.sessions import SessionTable
 from vmtoken.cards.codes import Export, FailureCode, Mode
-from vmtoken.cards.profile import FailureExport, StartParameters
+from vmtoken.cards.profile import FailureExport, StartParameters, TicketAnswer
 from vmtoken.codec import DecodeError
 from vmtoken.eap.eap_tls import ACKNOWLEDGEMENT, EapTlsMessage
 from vmtoken.eap.fragments import MIN_PACKET_LENGTH, Fragmenter, Reassembler
 from vmtoken.eap.packet import MAX_PACKET_LENGTH, EapCode, EapPacket, EapType
 from vmtoken.iso7816.status import StatusWord
 from vmtoken.tls.config import Credential, TrustStore
+from vmtoken.tls.errors import TlsError
 from vmtoken.tls.signatures import PublicKey
 
 _DEFAULT_PACKET_LENGTH = 1020
@@ -156,8 +157,17 @@ class EapTlsApplet:
         ]
 
     def take_ticket(self, session: bytes, message: bytes) -> bytes:
-        """Take-Ticket: a session that can be resumed, or nothing."""
-        return self._sessions.take_ticket(session, message)
+        """Take-Ticket: a session that can be resumed, or nothing; raises `CardError`."""
+        try:
+            resumption = self._sessions.accept_ticket(session, message)
+        except KeyError:
+            raise CardError(StatusWord.REFERENCED_DATA_NOT_FOUND) from None
+        except TlsError:
+            raise CardError(StatusWord.WRONG_DATA) from None
+        if resumption is None:
+            return b""
+        server = server_export(resumption.server, complete=True)
+        return TicketAnswer(resumption.handle, resumption.version, resumption.lifetime, server).encode()
 
     def _identity_request(self, packet: EapPacket) -> bytes:
         """It restarts the machine, whatever went on (section 5.8)."""
@@ -301,9 +311,8 @@ class _Conversation:
         return self.mode is Mode.EAP_PEER
 
     def _client_hello(self) -> bytes:
-        session = self._sessions.resume(self._parameters.resumption)
         self._handshake = Handshake(
-            self._parameters, self._identity, session, self._sessions, self._shares, self._random
+            self._parameters, self._identity, self._sessions, self._shares, self._random
         )
         return self._handshake.flight()
 

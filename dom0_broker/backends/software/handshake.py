@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from dom0_broker.backends.software.card_error import CardError
-from dom0_broker.backends.software.key_shares import KeyShareStock
-from dom0_broker.backends.software.sessions import EndedHandshake, SessionTable, server_export
+from dom0_broker.tls_client.handshake import Client, ClientHandshake
+from dom0_broker.tls_client.key_shares import KeyShareStock
+from dom0_broker.tls_client.sessions import SessionTable, identity_of
 from vmtoken.cards.codes import Export, FailureCode, Mode
-from vmtoken.cards.profile import FailureExport, ResultExport, SessionFacts, SessionState, StartParameters
+from vmtoken.cards.profile import (
+    FailureExport,
+    ResultExport,
+    ServerExport,
+    SessionFacts,
+    SessionState,
+    StartParameters,
+)
 from vmtoken.errors import (
     ClientCertificateRefused,
     ClientCertificateUnusable,
@@ -20,24 +28,12 @@ from vmtoken.errors import (
 )
 from vmtoken.iso7816.status import StatusWord
 from vmtoken.tls.certificates import VerifiedServer
-from vmtoken.tls.client import ClientConnection
 from vmtoken.tls.codes import ProtocolVersion
-from vmtoken.tls.config import ClientConfig
 from vmtoken.tls.errors import AlertReceived, LocalError, PeerError, TlsError
-from vmtoken.tls.events import (
-    Closed,
-    DataReceived,
-    HandshakeComplete,
-    NeedData,
-    ServerAuthenticated,
-    SignatureNeeded,
-    TicketReceived,
-)
-from vmtoken.tls.failures import failure_of
+from vmtoken.tls.events import DataReceived, HandshakeComplete, ServerAuthenticated
 from vmtoken.tls.key_block import KeyBlock
 from vmtoken.tls.signatures import sign
-from vmtoken.tls.tickets import ResumableSession
-from vmtoken.token import CertificateMode
+from vmtoken.token import HandshakeStart, ServerIdentity
 
 if TYPE_CHECKING:
     from dom0_broker.backends.software.eap_tls_applet import LoadedIdentity
@@ -71,19 +67,14 @@ class Handshake:
         self,
         parameters: StartParameters,
         identity: LoadedIdentity,
-        session: ResumableSession | None,
         sessions: SessionTable,
         shares: KeyShareStock,
         random: Callable[[int], bytes],
     ) -> None:
         self._mode = parameters.mode
-        self._sessions = sessions
-        self._identity = identity
-        self._config = _config(parameters, identity, session, shares)
-        self._connection = ClientConnection(self._config, random=random)
+        self._handshake = _begin(parameters, identity, sessions, shares, random)
         self._server: VerifiedServer | None = None
         self._done: HandshakeComplete | None = None
-        self._has_signed = False
         self._committed = False
         self._state: SessionState | None = None
         self._key_block: KeyBlock | None = None
@@ -97,18 +88,17 @@ class Handshake:
 
     def flight(self) -> bytes:
         """Records to send."""
-        return self._connection.data_to_send()
+        return self._handshake.flight()
 
     def receive(self, records: bytes) -> bytes:
         """Take the server's records and answer them; empty while more of them are needed."""
         if self._done is not None and self._mode is Mode.TOKEN:
             raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
         try:
-            self._connection.receive_data(records)
-            self._run()
+            self._run(records)
         except TlsError as error:
             raise HandshakeAborted(self._describe(error)) from error
-        flight = self._connection.data_to_send()
+        flight = self._handshake.flight()
         if self._done is not None and self._mode is Mode.TOKEN:
             self._hand_over(self._done)
         return flight
@@ -123,7 +113,8 @@ class Handshake:
             case Export.SERVER_PATH:
                 return b"".join(self._verified_server.spki_sha256)
             case Export.SERVER:
-                return server_export(self._verified_server, complete=self._state is not None).encode()
+                server = identity_of(self._verified_server)
+                return server_export(server, complete=self._state is not None).encode()
             case Export.CIPHER_SUITE:
                 return self._session_state.cipher_suite.to_bytes(2, "big")
             case Export.SESSION_STATE:
@@ -139,8 +130,8 @@ class Handshake:
         assert self._done is not None
         if self._done.version is ProtocolVersion.TLS_1_3:
             label, context = "EXPORTER_EAP_TLS_Key_Material", _EAP_TLS_TYPE
-            return self._connection.export_keying_material(label, context, _EAP_KEYS_LENGTH)
-        return self._connection.export_keying_material("client EAP encryption", None, _EAP_KEYS_LENGTH)
+            return self._handshake.export_keying_material(label, context, _EAP_KEYS_LENGTH)
+        return self._handshake.export_keying_material("client EAP encryption", None, _EAP_KEYS_LENGTH)
 
     def forget_keys(self) -> None:
         """Wipe the key block if nobody read it."""
@@ -161,28 +152,18 @@ class Handshake:
             raise CardError(StatusWord.CONDITIONS_NOT_SATISFIED)
         return self._state
 
-    def _run(self) -> None:
-        """Answer the engine until it waits for the server."""
-        while True:
-            match self._connection.next_event():
-                case SignatureNeeded(scheme, content):
-                    assert self._identity.private_key is not None
-                    self._has_signed = True
-                    self._connection.provide_signature(
-                        scheme, sign(self._identity.private_key, scheme, content)
-                    )
+    def _run(self, records: bytes) -> None:
+        """Until the engine waits for the server; a token is done when the handshake is complete."""
+        for event in self._handshake.events(records):
+            match event:
                 case ServerAuthenticated(server):
                     self._server = server
-                case HandshakeComplete() as done:
-                    self._done = done
+                case HandshakeComplete():
+                    self._done = event
                     if self._mode is Mode.TOKEN:
                         return
                 case DataReceived(data):
                     self._take_commitment(data)
-                case TicketReceived():
-                    pass
-                case NeedData() | Closed():
-                    return
 
     def _take_commitment(self, data: bytes) -> None:
         """RFC 9190 section 2.5: one octet 00, and nothing else."""
@@ -193,10 +174,7 @@ class Handshake:
         self._committed = True
 
     def _hand_over(self, done: HandshakeComplete) -> None:
-        """From here on the key block is the only secret of the handshake, beside those for resumption."""
-        ended = EndedHandshake(self._config.time, self._connection.resumption(), self._connection.session())
-        handle = self._sessions.add(ended)
-        self._key_block = self._connection.key_block()
+        self._key_block, handle = self._handshake.hand_over()
         self._state = _session_state(done, self._key_block, handle)
 
     def _take_key_block(self) -> KeyBlock:
@@ -207,48 +185,54 @@ class Handshake:
         return key_block
 
     def _describe(self, error: TlsError) -> FailureExport:
-        meaning = failure_of(error, self._config.server_name, client_certificate_sent=self._has_signed)
+        meaning = self._handshake.meaning(error)
         return FailureExport(
             code=_CODES.get(type(meaning), FailureCode.OTHER),
             message=meaning.message,
-            alert_flight=self._connection.data_to_send(),
+            alert_flight=self._handshake.flight(),
             alert_sent=error.alert if isinstance(error, PeerError | LocalError) else None,
             alert_received=error.description if isinstance(error, AlertReceived) else None,
         )
 
 
-def _config(
+def server_export(server: ServerIdentity, *, complete: bool) -> ServerExport:
+    """A verified server as it goes out of the element."""
+    return ServerExport(server.server_name, server.spki_sha256, server.leaf, complete)
+
+
+def _begin(
     parameters: StartParameters,
     identity: LoadedIdentity,
-    session: ResumableSession | None,
+    sessions: SessionTable,
     shares: KeyShareStock,
-) -> ClientConfig:
+    random: Callable[[int], bytes],
+) -> ClientHandshake:
     """Raises `HandshakeAborted` if the identity lacks something, `CardError` for senseless parameters."""
-    server_name = parameters.server_name or identity.server_name
-    if identity.credential is None:
+    private_key, server_name = identity.private_key, parameters.server_name or identity.server_name
+    if identity.credential is None or private_key is None:
         _not_ready("The card has no certificate for its key yet; the operator has to install one.")
     if identity.trust is None:
         _not_ready("The card has no trust anchors yet; the operator has to install some.")
     if server_name is None:
         _not_ready("The Start names no server, and the card has no name of its EAP server; give it one.")
-    if session is not None and session.server.server_name != server_name:
-        session = None
+    sign_inside = functools.partial(sign, private_key)
+    client = Client(identity.credential, sign_inside, identity.trust, sessions, shares, random)
     try:
-        return ClientConfig(
-            server_name=server_name,
-            trust=identity.trust,
-            time=datetime.fromtimestamp(parameters.time, UTC),
-            credential=identity.credential,
-            require_client_certificate=parameters.certificate is CertificateMode.ALWAYS,
-            allow_empty_certificate=parameters.certificate is CertificateMode.OPTIONAL,
-            alpn=parameters.alpn,
-            min_version=parameters.min_version,
-            max_version=parameters.max_version,
-            session=session,
-            share_source=shares.take,
-        )
+        return ClientHandshake(client, _start(parameters, server_name))
     except ValueError:
         raise CardError(StatusWord.WRONG_DATA) from None
+
+
+def _start(parameters: StartParameters, server_name: str) -> HandshakeStart:
+    return HandshakeStart(
+        server_name=server_name,
+        time=parameters.time,
+        alpn=parameters.alpn,
+        min_version=parameters.min_version,
+        max_version=parameters.max_version,
+        resumption=parameters.resumption,
+        certificate=parameters.certificate,
+    )
 
 
 def _not_ready(message: str) -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from dom0_broker.backends.software import handshake
+from dom0_broker.tls_client import handshake
 from tests.fakes.card import RecordingCard
 from tests.support.cards import PINS, Card
 from tests.support.memory import PythonServer, python_context
