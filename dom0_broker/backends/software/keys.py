@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from vmtoken.cards.codes import KeyAlgorithm
+from vmtoken.csr import request_builder
 
 PrivateKey = (
     ec.EllipticCurvePrivateKey
@@ -77,10 +78,7 @@ def public_key_info(key: PrivateKey) -> bytes:
 
 def certificate_request(key: PrivateKey, subject: str, dns_names: Sequence[str]) -> bytes:
     """PKCS#10, DER, built here from its parts; raise `ValueError` if they are not names."""
-    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name.from_rfc4514_string(subject))
-    if dns_names:
-        names = x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names])
-        builder = builder.add_extension(names, critical=False)
+    builder = request_builder(subject, dns_names)
     has_hash = isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
     digest = hashes.SHA384() if _is_p384(key) else hashes.SHA256()
     return builder.sign(key, digest if has_hash else None).public_bytes(Encoding.DER)
