@@ -20,7 +20,7 @@ from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
 from dom0_broker.policy import Outcome, PolicyRequest, spki_sha256
 from dom0_broker.store import BindingRecord, Store, VmRecord
-from vmtoken.errors import Conflict, InvalidRequest, VmTokenError
+from vmtoken.errors import AlreadyExists, Conflict, InvalidRequest, VmTokenError
 from vmtoken.token import Assurance
 
 
@@ -117,6 +117,8 @@ class VmAdministration:
             vm = self._desk.inventory.vm(name_or_uuid).identity
             self._desk.inventory.token(token)
             binding = BindingRecord(vm.uuid, checked_name(name or token, "binding"), token)
+            if binding.name in dict(self.bindings(vm.uuid)):
+                raise AlreadyExists(f"The VM has a token '{binding.name}' already.")
             await asyncio.to_thread(self._store.bind, binding)
             self._desk.inventory.bind(binding)
             await self._record("token-bound", vm, {"token": token, "name": binding.name})

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,9 +51,30 @@ _SCHEMA: Final = (
     ALTER TABLE tokens ADD COLUMN chain BLOB NOT NULL DEFAULT x'90';
     ALTER TABLE tokens ADD COLUMN anchors BLOB NOT NULL DEFAULT x'90';
     """,
+    """
+    CREATE TABLE pooled_bindings (
+        vm TEXT NOT NULL REFERENCES vms (uuid) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        token TEXT NOT NULL REFERENCES tokens (name),
+        number INTEGER NOT NULL,
+        PRIMARY KEY (vm, name, token)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO pooled_bindings SELECT vm, name, token, 1 FROM bindings;
+    DROP TABLE bindings;
+    ALTER TABLE pooled_bindings RENAME TO bindings;
+    CREATE TABLE retired_tokens (
+        number INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        uri TEXT NOT NULL,
+        serial TEXT NOT NULL,
+        certificate BLOB NOT NULL,
+        key_destroyed INTEGER NOT NULL,
+        retired INTEGER NOT NULL
+    ) STRICT;
+    """,
 )
 """One script a version; a database of version n has had the first n scripts run. Lists of certificates are
-MessagePack arrays of DER; 90 is the empty one."""
+MessagePack arrays of DER; 90 is the empty one. `number` is an order in time; `retired` is in Unix seconds."""
 
 _BUSY_TIMEOUT = 5.0
 """Seconds; only a second broker on the same state directory, or an operator's sqlite3, makes us wait."""
@@ -88,6 +110,20 @@ class BindingRecord:
     vm: uuid.UUID
     name: str
     token: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetiredToken:
+    """What stays of a token whose life has ended."""
+
+    name: str
+    uri: str
+    serial: str
+    certificate: bytes
+    """The last leaf that it was seen with, DER; empty when there was none."""
+
+    key_destroyed: bool
+    retired: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +167,18 @@ class Store:
         ]
 
     def bindings(self) -> list[BindingRecord]:
-        """All bindings, by VM and name."""
-        rows = self._rows("SELECT vm, name, token FROM bindings ORDER BY vm, name")
+        """All bindings, by VM and name, tokens of one name in the order in which they were bound."""
+        rows = self._rows("SELECT vm, name, token FROM bindings ORDER BY vm, name, number")
         return [BindingRecord(uuid.UUID(vm), name, token) for vm, name, token in rows]
+
+    def retired_tokens(self) -> list[RetiredToken]:
+        """Tokens that have been, the latest first."""
+        columns = "name, uri, serial, certificate, key_destroyed, retired"
+        rows = self._rows(f"SELECT {columns} FROM retired_tokens ORDER BY number DESC")  # noqa: S608
+        return [
+            RetiredToken(name, uri, serial, leaf, bool(destroyed), datetime.fromtimestamp(retired, UTC))
+            for name, uri, serial, leaf, destroyed, retired in rows
+        ]
 
     def enrolment_ca(self) -> CaRecord | None:
         """The enrolment CA, None before the first start with TCP."""
@@ -183,18 +228,35 @@ class Store:
             change = "UPDATE tokens SET chain = ?, anchors = ? WHERE name = ?"
             _one(database.execute(change, values), f"There is no token '{name}'.")
 
-    def bind(self, binding: BindingRecord) -> None:
-        """Raises `AlreadyExists` when the VM has a token of that name, `NotFound` without VM or token."""
-        taken = f"The VM has a token '{binding.name}' already."
-        with self._change(taken=taken, absent=f"There is no token '{binding.token}'.") as database:
-            values = (str(binding.vm), binding.name, binding.token)
-            database.execute("INSERT INTO bindings VALUES (?, ?, ?)", values)
-
-    def unbind(self, vm: uuid.UUID, name: str) -> None:
-        """Raises `NotFound`."""
+    def retire_token(self, token: RetiredToken) -> None:
+        """Forget a token and its bindings, and remember that it was. Raises `NotFound`."""
         with self._change() as database:
-            change = database.execute("DELETE FROM bindings WHERE vm = ? AND name = ?", (str(vm), name))
-            _one(change, f"The VM has no token '{name}'.")
+            database.execute("DELETE FROM bindings WHERE token = ?", (token.name,))
+            change = database.execute("DELETE FROM tokens WHERE name = ?", (token.name,))
+            _one(change, f"There is no token '{token.name}'.")
+            retired = int(token.retired.timestamp())
+            facts = (token.name, token.uri, token.serial, token.certificate, token.key_destroyed, retired)
+            database.execute("INSERT INTO retired_tokens VALUES (NULL, ?, ?, ?, ?, ?, ?)", facts)
+
+    def bind(self, binding: BindingRecord) -> None:
+        """Raises `AlreadyExists` when the VM has that token so already, `NotFound` without VM or token."""
+        taken = f"The VM has token '{binding.token}' as '{binding.name}' already."
+        with self._change(taken=taken, absent=f"There is no token '{binding.token}'.") as database:
+            vm, name = str(binding.vm), binding.name
+            last = "SELECT COALESCE(MAX(number), 0) FROM bindings WHERE vm = ? AND name = ?"
+            (number,) = database.execute(last, (vm, name)).fetchone()
+            database.execute(
+                "INSERT INTO bindings VALUES (?, ?, ?, ?)", (vm, name, binding.token, number + 1)
+            )
+
+    def unbind(self, vm: uuid.UUID, name: str, token: str | None = None) -> None:
+        """All tokens of a name, or one of them. Raises `NotFound`."""
+        with self._change() as database:
+            which = "vm = ? AND name = ? AND token = IFNULL(?, token)"
+            change = database.execute(f"DELETE FROM bindings WHERE {which}", (str(vm), name, token))  # noqa: S608
+            if not change.rowcount:
+                what = f"token '{token}' as '{name}'" if token else f"token '{name}'"
+                raise NotFound(f"The VM has no {what}.")
 
     def keep_enrolment_ca(self, ca: CaRecord) -> None:
         """Raises `AlreadyExists` when there is one: every VM would have to be enrolled again."""

@@ -100,6 +100,10 @@ class TokenIssuer(Protocol):
         """DER; they replace those that are there."""
         ...
 
+    def destroy_key(self) -> None:
+        """Key and certificates are gone for good. Raises `Conflict` where that cannot be."""
+        ...
+
     def close(self) -> None:
         """Give the card back. May be called twice."""
         ...

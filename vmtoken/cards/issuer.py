@@ -92,6 +92,10 @@ class EapTlsIssuer:
             "The trust anchors cannot be read; give X.509 certificates of CAs.",
         )
 
+    def destroy_key(self) -> None:
+        """The card has no command for it: a fresh key takes the place of the old one and its certificate."""
+        self.generate_key(KeyAlgorithm.ECDSA_P256)
+
     def install_private_key(self, pkcs8: SecretBytes) -> None:
         """Import a key, PKCS#8 DER: software elements only, `Conflict` elsewhere."""
         if Features.KEY_IMPORT not in self._card.required_profile().features:

@@ -112,6 +112,17 @@ def test_new_key_has_no_certificate(card: Card) -> None:
     assert card.token().describe().certificate_chain == ()
 
 
+def test_destroyed_key_is_gone_with_its_certificate(card: Card) -> None:
+    issuer, identity = card.issuer(), client_identity()
+    issuer.install_private_key(SecretBytes(identity.key_der))
+    issuer.install_certificate_chain(identity.chain_der)
+    issuer.destroy_key()
+    with pytest.raises(Conflict, match="another key"):
+        issuer.install_certificate_chain(identity.chain_der)
+    issuer.close()
+    assert card.token().describe().certificate_chain == ()
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KeyKind if kind is not KeyKind.RSA_PSS_2048])
 def test_keys_can_be_brought_in(issuer: EapTlsIssuer, kind: KeyKind) -> None:
     identity = client_identity(kind)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -8,16 +9,27 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from dom0_broker.domains import DomainIdentity
-from dom0_broker.store import BindingRecord, CaRecord, Store, StoreError, TokenRecord, VmRecord
+from dom0_broker.store import (
+    BindingRecord,
+    CaRecord,
+    RetiredToken,
+    Store,
+    StoreError,
+    TokenRecord,
+    VmRecord,
+)
 from vmtoken.errors import AlreadyExists, Conflict, NotFound, VmTokenError
 
 WEB01 = DomainIdentity(uuid.UUID(int=1), "web01")
 WEB02 = DomainIdentity(uuid.UUID(int=2), "web02")
+MOMENT = datetime(2026, 11, 26, 5, 0, tzinfo=UTC)
 TOKEN = TokenRecord("web", "soft:web", b"sealed user pin", None)
 
 
@@ -85,6 +97,78 @@ def test_vm_takes_its_bindings_with_it_and_a_bound_token_stays(store: Store) -> 
     assert store.bindings() == []
     store.remove_token("web")
     assert store.tokens() == []
+
+
+def test_tokens_of_one_name_are_a_pool_in_the_order_of_binding(store: Store) -> None:
+    store.add_vm(WEB01)
+    for token in ("card-2", "card-1", "card-3"):
+        store.add_token(TokenRecord(token, f"soft:{token}", None, None))
+        store.bind(BindingRecord(WEB01.uuid, "web", token))
+    assert [each.token for each in store.bindings()] == ["card-2", "card-1", "card-3"]
+    store.unbind(WEB01.uuid, "web", "card-2")
+    assert [each.token for each in store.bindings()] == ["card-1", "card-3"]
+    with pytest.raises(NotFound, match="no token 'card-2' as 'web'"):
+        store.unbind(WEB01.uuid, "web", "card-2")
+    store.unbind(WEB01.uuid, "web")
+    assert store.bindings() == []
+
+
+def test_retired_token_is_forgotten_and_remembered(store: Store) -> None:
+    store.add_vm(WEB01)
+    store.add_token(TOKEN)
+    store.bind(BindingRecord(WEB01.uuid, "login", "web"))
+    retired = RetiredToken("web", "soft:web", "0102", b"leaf", key_destroyed=True, retired=MOMENT)
+    store.retire_token(retired)
+    assert (store.tokens(), store.bindings(), store.retired_tokens()) == ([], [], [retired])
+    with pytest.raises(NotFound):
+        store.retire_token(retired)
+    store.add_token(TOKEN)  # the name is free again
+    store.retire_token(replace(retired, key_destroyed=False))
+    assert [each.key_destroyed for each in store.retired_tokens()] == [False, True]
+
+
+def test_database_of_an_older_broker_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sqlite"
+    database = sqlite3.connect(path)
+    database.executescript(_VERSION_1)
+    database.close()
+    with contextlib.closing(Store(path)) as store:
+        assert store.tokens() == [TokenRecord("card", "soft:card", b"sealed", None)]
+        assert store.bindings() == [BindingRecord(WEB01.uuid, "web", "card")]
+        store.add_token(TOKEN)
+        store.bind(BindingRecord(WEB01.uuid, "web", "web"))
+        store.remove_vm(WEB01.uuid)
+        assert store.bindings() == []
+
+
+_VERSION_1 = f"""
+    CREATE TABLE vms (
+        uuid TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        certificate_sha256 BLOB UNIQUE
+    ) STRICT;
+    CREATE TABLE tokens (
+        name TEXT PRIMARY KEY,
+        uri TEXT NOT NULL UNIQUE,
+        sealed_user_pin BLOB,
+        sealed_operator_pin BLOB
+    ) STRICT;
+    CREATE TABLE bindings (
+        vm TEXT NOT NULL REFERENCES vms (uuid) ON DELETE CASCADE,
+        name TEXT NOT NULL,
+        token TEXT NOT NULL REFERENCES tokens (name),
+        PRIMARY KEY (vm, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE enrolment_ca (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        certificate BLOB NOT NULL,
+        sealed_key BLOB NOT NULL
+    ) STRICT;
+    INSERT INTO vms VALUES ('{WEB01.uuid}', 'web01', NULL);
+    INSERT INTO tokens VALUES ('card', 'soft:card', x'7365616c6564', NULL);
+    INSERT INTO bindings VALUES ('{WEB01.uuid}', 'web', 'card');
+    PRAGMA user_version = 1;
+"""
 
 
 def test_database_is_for_its_owner_only(store: Store, tmp_path: Path) -> None:
