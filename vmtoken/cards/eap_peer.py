@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from vmtoken.cards import commands
 from vmtoken.cards.codes import Export, PinReference
+from vmtoken.cards.misbehaviour import card_errors
 from vmtoken.cards.profile import FailureExport, StartParameters
-from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.cards.session import CardSession
 from vmtoken.eap.eap_tls import EapTlsMessage
 from vmtoken.eap.packet import EapCode, EapPacket, EapType
 from vmtoken.errors import TlsHandshakeFailed, TokenNotReady, VmTokenError

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 
 from vmtoken.cards import commands
 from vmtoken.cards.codes import Export, FailureCode, Features, Mode, PinReference
+from vmtoken.cards.misbehaviour import NONSENSE, unavailable
 from vmtoken.cards.profile import FailureExport, ResultExport, ServerExport, StartParameters
 from vmtoken.cards.records import RecordExchange, is_client_hello
-from vmtoken.cards.session import NONSENSE, CardSession, unavailable
+from vmtoken.cards.session import CardSession
 from vmtoken.eap.packet import MAX_PACKET_LENGTH
 from vmtoken.errors import (
     ClientCertificateRefused,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from vmtoken.cards.codes import CLA, PinReference
-from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.cards.misbehaviour import card_errors
+from vmtoken.cards.session import CardSession
 from vmtoken.errors import Conflict
 from vmtoken.iso7816 import commands as iso7816
 from vmtoken.iso7816.connection import CardConnection

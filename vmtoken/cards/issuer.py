@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from vmtoken.cards import commands
 from vmtoken.cards.codes import CLA, DataObject, Features, KeyAlgorithm, PinReference
 from vmtoken.cards.eap_tls_pins import PIN_RULE
+from vmtoken.cards.misbehaviour import card_errors
 from vmtoken.cards.profile import encode_certificates
-from vmtoken.cards.session import CardSession, card_errors
+from vmtoken.cards.session import CardSession
 from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, VmTokenError
 from vmtoken.iso7816 import commands as iso7816
 from vmtoken.iso7816.connection import CardConnection

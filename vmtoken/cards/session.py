@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from vmtoken.cards import commands
+from vmtoken.cards import commands, pins
 from vmtoken.cards.codes import CLA, PinReference
+from vmtoken.cards.misbehaviour import card_errors
+from vmtoken.cards.pins import CardPin
 from vmtoken.cards.profile import Fci
-from vmtoken.codec import DecodeError
-from vmtoken.errors import PinBlocked, PinMissing, TokenNotReady, TokenUnavailable
-from vmtoken.iso7816 import commands as iso7816
-from vmtoken.iso7816.channel import CardChannel, CardMisbehaved, Chaining
+from vmtoken.errors import TokenNotReady, TokenUnavailable
+from vmtoken.iso7816.channel import CardChannel, Chaining
 from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
@@ -35,7 +32,7 @@ class CardSession:
         channel = CardChannel(connection, chaining=Chaining.P1, le_with_data=not t0)
         try:
             with card_errors():
-                fci = commands.select(channel)
+                fci = _selected(channel)
         except TokenUnavailable:
             connection.close()
             raise
@@ -59,23 +56,11 @@ class CardSession:
 
     def verify_pin(self, reference: PinReference, pin: SecretBytes | None, *, reserve: int = 1) -> None:
         """Give a PIN unless `reserve` tries or fewer are left; `PinMissing`, `PinRejected`, `PinBlocked`."""
-        left = iso7816.retries_left(self.channel, reference, cla=CLA)
-        if left is None:
-            return
-        if left and pin is None:
-            raise PinMissing(
-                f"The card needs its {reference.name.lower()} PIN, and none was given; "
-                "the operator has to give it."
-            )
-        _check_tries(reference, left, reserve)
-        assert pin is not None, "a PIN that is blocked was refused"
-        iso7816.verify(self.channel, reference, pin, cla=CLA)
+        pins.verify_pin(self.channel, _PINS[reference], pin, reserve=reserve)
 
     def check_tries(self, reference: PinReference, *, reserve: int = 1) -> None:
         """Raise `PinBlocked` if `reserve` tries of a PIN are left, or fewer."""
-        left = iso7816.retries_left(self.channel, reference, cla=CLA)
-        if left is not None:
-            _check_tries(reference, left, reserve)
+        pins.check_tries(self.channel, _PINS[reference], reserve=reserve)
 
     def use_preferred_identity(self) -> bytes:
         """Choose the card's first identity; raise `TokenNotReady` if it has none."""
@@ -102,42 +87,18 @@ class CardSession:
         self.channel.close()
 
 
-def _check_tries(reference: PinReference, left: int, reserve: int) -> None:
-    name = reference.name.lower()
-    if left == 0:
-        raise PinBlocked(f"The {name} PIN of the card is blocked; {_REMEDY[reference]}.")
-    if left <= reserve:
-        raise PinBlocked(
-            f"The {name} PIN of the card has only {iso7816.tries(left)} left, too few to risk one; "
-            f"{_REMEDY[reference]}."
-        )
-
-
-_REMEDY = {
-    PinReference.USER: "unblock it with the operator PIN",
-    PinReference.OPERATOR: "whoever issued the card can help",
-}
-"""What to do about a PIN that is not tried any more."""
-
-NONSENSE = (StatusWordError, CardMisbehaved, DecodeError)
-"""What a card says or does wrong, where nobody expected it."""
-
-
-@contextmanager
-def card_errors() -> Iterator[None]:
-    """Turns `NONSENSE` into `TokenUnavailable`."""
+def _selected(channel: CardChannel) -> Fci | None:
     try:
-        yield
-    except NONSENSE as error:
-        raise unavailable(error) from error
+        return commands.select(channel)
+    except StatusWordError as error:
+        if error.status != StatusWord.FILE_NOT_FOUND:
+            raise
+        raise TokenUnavailable("The card holds no EAP-TLS application; use a card that does.") from error
 
 
-def unavailable(error: Exception) -> TokenUnavailable:
-    """What `NONSENSE` is for those above."""
-    if not isinstance(error, StatusWordError):
-        return TokenUnavailable(f"The card's answer makes no sense: {error}.")
-    if error.status == StatusWord.FILE_NOT_FOUND:
-        return TokenUnavailable("The card holds no EAP-TLS application; use a card that does.")
-    return TokenUnavailable(
-        f"The card is out of step: {error}, where it must not; try again, it may have been reset."
-    )
+_PINS = {
+    PinReference.USER: CardPin(PinReference.USER, "user PIN", "unblock it with the operator PIN", CLA),
+    PinReference.OPERATOR: CardPin(
+        PinReference.OPERATOR, "operator PIN", "whoever issued the card can help", CLA
+    ),
+}

@@ -81,7 +81,7 @@ def _send_pin(channel: CardChannel, command: CommandApdu) -> None:
         if retries is None:
             raise
         if retries == 0:
-            raise PinBlocked("The PIN is blocked; unblock it with the operator PIN.") from error
+            raise PinBlocked("The PIN is blocked; it has to be unblocked.") from error
         raise PinRejected(
             f"The card refused the PIN, and has {tries(retries)} left; give the right one.",
             retries_left=retries,
