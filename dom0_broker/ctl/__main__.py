@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from dom0_broker.audit import AuditError
-from dom0_broker.ctl import ca, sessions, tokens, vms
+from dom0_broker.ctl import ca, sessions, softcards, tokens, vms
 from dom0_broker.ctl.connection import DEFAULT_CONFIG
 from dom0_broker.ctl.files import UnusableFile
 from vmtoken.errors import VmTokenError
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (sessions, vms, tokens, ca):
+    for group in (sessions, vms, tokens, ca, softcards):
         group.register(commands)
     _accept_json_anywhere(commands)
     return parser

@@ -83,10 +83,13 @@ class VirtualReader:
     ) -> Iterator[VirtualCard]:
         """A card in the slot as long as the block lasts, unless it is removed before."""
         virtual = VirtualCard(card, atr, self.port)
-        thread = threading.Thread(target=virtual.play, name=f"card in {self.name}", daemon=True)
+        powered = threading.Event()
+        thread = threading.Thread(
+            target=virtual.play, args=(powered.set,), name=f"card in {self.name}", daemon=True
+        )
         thread.start()
         try:
-            assert virtual.wait_for_power(_READY_WITHIN), f"{self.name} has not powered its card up"
+            assert powered.wait(_READY_WITHIN), f"{self.name} has not powered its card up"
             yield virtual
         finally:
             virtual.remove()

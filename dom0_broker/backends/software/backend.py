@@ -77,6 +77,10 @@ class SoftwareBackend:
         """The bare card."""
         return SoftwareElement(self._keystore(locator), self._options)
 
+    def serial(self, locator: str) -> str:
+        """The serial number that the card says, hexadecimal. Raises `TokenNotFound`."""
+        return self._keystore(locator).contents.serial.hex()
+
     def pin_state(self, locator: str) -> PinState:
         """See `TokenBackend.pin_state`."""
         left = eap_tls_pins.user_pin_tries_left(self.connect(locator), t0=self._options.t0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from vmtoken.errors import TokenUnavailable
@@ -39,18 +40,20 @@ class VirtualCard:
         self._lock = threading.Lock()
         self._link: socket.socket | None = None
         self._removed = False
-        self._powered = threading.Event()
+        self._powered: Callable[[], None] | None = None
 
     @property
     def slot(self) -> str:
         """Where it belongs, for people."""
         return "{}:{}".format(*self._address)
 
-    def play(self) -> None:
+    def play(self, powered: Callable[[], None] = lambda: None) -> None:
         """Put the card in and answer until it is taken out, or the reader is gone; it has no power then.
 
+        `powered` is called when the reader has powered it up the first time: programs see it from then on.
         Raises `TokenUnavailable` without a reader, or when another card is in its slot.
         """
+        self._powered = powered
         with self._inserted() as link:
             with self._lock:
                 if self._removed:
@@ -61,12 +64,7 @@ class VirtualCard:
             finally:
                 with self._lock:
                     self._link = None
-                self._powered.clear()
                 self._card.reset()
-
-    def wait_for_power(self, timeout: float = _FIRST_WORD) -> bool:
-        """Whether the reader has powered the card up by then: programs see it from that moment on."""
-        return self._powered.wait(timeout)
 
     def remove(self) -> None:
         """Take the card out, in the middle of a command if need be; `play` ends. May be called twice."""
@@ -110,8 +108,9 @@ class VirtualCard:
             return self._atr
         if message in (_POWER_OFF, _POWER_ON, _RESET):
             self._card.reset()
-            if message == _POWER_ON:
-                self._powered.set()
+            if message == _POWER_ON and self._powered is not None:
+                powered, self._powered = self._powered, None
+                powered()
             return None
         answer = self._card.transmit(message)
         if len(answer) > _MAX_MESSAGE:

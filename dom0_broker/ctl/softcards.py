@@ -1,0 +1,151 @@
+"""`vmtokenctl softcard ...`: software elements as cards in virtual readers, to try the way over PC/SC.
+
+The elements are files of their own, apart from those of a broker, which may run beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import os
+import secrets
+import string
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from dom0_broker.backends.base import Pins
+from dom0_broker.backends.software.backend import SoftwareBackend
+from dom0_broker.backends.software.element import ElementOptions
+from dom0_broker.backends.software.sealing import load_sealing_key
+from dom0_broker.backends.software.vpcd import DEFAULT_PORT, VirtualCard
+from dom0_broker.ctl.output import say
+from vmtoken.errors import InvalidRequest, TokenNotFound, TokenUnavailable, VmTokenError
+from vmtoken.iso7816.atr import AnswerToReset
+from vmtoken.secret import SecretBytes
+
+_RETRY: Final = 1.0
+"""Seconds between two looks for a reader that went away."""
+
+_USER_DIGITS, _OPERATOR_DIGITS = 6, 8
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommands."""
+    group = commands.add_parser("softcard", help="software cards in virtual readers").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    serve = group.add_parser(
+        "serve",
+        help="put a software card into a reader of pcscd's vpcd until Ctrl-C; it is made if there is none",
+    )
+    serve.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help="of the reader's slot (default: %(default)s)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--directory", type=Path, default=_default_directory(), help="default: %(default)s")
+    serve.add_argument("--name", default="card", help="of the card's file (default: %(default)s)")
+    serve.add_argument("--apdus", choices=("short", "extended", "t0"), default="short", help="what it takes")
+    serve.add_argument("--atr", type=_atr, help="answer to reset, hexadecimal, if not one that fits")
+    serve.add_argument("--once", action="store_true", help="end when the reader goes away; else wait for it")
+    serve.set_defaults(run=_serve)
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    options = ElementOptions(extended=arguments.apdus == "extended", t0=arguments.apdus == "t0")
+    backend, serial = await asyncio.to_thread(_opened, arguments.directory, arguments.name, options)
+    atr = arguments.atr or AnswerToReset.of_card(t0=options.t0, extended=options.extended).encode()
+
+    def new_card() -> VirtualCard:
+        return VirtualCard(backend.connect(arguments.name), atr, arguments.port, host=arguments.host)
+
+    await _play(new_card, arguments.name, serial)
+    while not arguments.once:
+        say("The reader went away; the card waits for it.")
+        await _reader_is_back(new_card, arguments.name, serial)
+
+
+async def _reader_is_back(new_card: Callable[[], VirtualCard], name: str, serial: str) -> None:
+    while True:
+        await asyncio.sleep(_RETRY)
+        try:
+            return await _play(new_card, name, serial)
+        except TokenUnavailable:
+            continue
+
+
+async def _play(new_card: Callable[[], VirtualCard], name: str, serial: str) -> None:
+    """One insertion, from the first word of the reader to its last."""
+    card = new_card()
+    sentence = (
+        f"The card '{name}' is in the reader at {card.slot}, as pcsc:serial={serial}; "
+        "'vmtokenctl token discover' finds it. Ctrl-C takes it out."
+    )
+    try:
+        await asyncio.to_thread(card.play, lambda: say(sentence))
+    finally:
+        card.remove()
+
+
+def _opened(directory: Path, name: str, options: ElementOptions) -> tuple[SoftwareBackend, str]:
+    """The card's backend and its serial number; the card is made if there is none."""
+    for place in (directory, directory.parent):
+        if (place / "broker.sqlite").exists():
+            raise InvalidRequest(f"The directory {directory} is a broker's; give the card one of its own.")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    backend = SoftwareBackend(directory, load_sealing_key(directory), options=options)
+    try:
+        return backend, backend.serial(name)
+    except TokenNotFound:
+        backend.create(name, _new_pins())
+    say(f"The card '{name}' is new: {directory / name}.element")
+    return backend, backend.serial(name)
+
+
+def _new_pins() -> Pins:
+    user = _new_pin("user PIN", _USER_DIGITS)
+    return Pins(user, _new_pin("operator PIN", _OPERATOR_DIGITS))
+
+
+def _new_pin(name: str, digits: int) -> SecretBytes:
+    """As a person types it, twice, or made up and shown this once; from a pipe, the next line."""
+    if not sys.stdin.isatty():
+        pin = sys.stdin.readline().rstrip("\n")
+        if not pin:
+            raise InvalidRequest(
+                f"A new card needs a {name}: run this in a terminal, or give the user PIN and the operator "
+                "PIN as two lines of standard input."
+            )
+        return SecretBytes(pin.encode())
+    pin = getpass.getpass(f"New {name} (Enter alone makes one up): ")
+    if not pin:
+        pin = "".join(secrets.choice(string.digits) for _ in range(digits))
+        _show_once(f"The {name} is {pin}; note it, it is not shown again.")
+    elif getpass.getpass(f"The {name} again: ") != pin:
+        raise InvalidRequest(f"The two entries of the {name} differ; begin again.")
+    return SecretBytes(pin.encode())
+
+
+def _show_once(sentence: str) -> None:
+    """To the terminal itself, so that no redirected output keeps it."""
+    try:
+        with open("/dev/tty", "w") as terminal:
+            print(sentence, file=terminal)
+    except OSError as error:
+        raise VmTokenError("There is no terminal to show a PIN on; give the PIN yourself.") from error
+
+
+def _atr(text: str) -> bytes:
+    try:
+        octets = bytes.fromhex(text.replace(":", " "))
+        AnswerToReset.decode(octets)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no answer to reset: {error}") from error
+    return octets
+
+
+def _default_directory() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "vmtoken/softcards"
