@@ -231,7 +231,11 @@ class SigningKey(Protocol):
         ...
 
     def sign(self, scheme: SignatureScheme, content: bytes) -> bytes:
-        """Sign `content`, which is not hashed yet, as TLS wants it (ECDSA as DER)."""
+        """Sign `content`, which is not hashed yet and of any length, as TLS wants it (ECDSA as DER).
+
+        Raises `ValueError` for a scheme that is not one of `schemes`, `TokenUnavailable` when the key is
+        gone or closed, or what became of the PIN.
+        """
         ...
 
     def close(self) -> None:

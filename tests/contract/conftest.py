@@ -1,4 +1,8 @@
-"""Every backend runs the suites of this directory: add its kind of card to `tests.support.cards.KINDS`."""
+"""Every backend runs the suites of this directory.
+
+It adds its kinds of card to `tests.support.cards.KINDS`, of key to `tests.support.signing_keys.SIGNING_KEYS`,
+and what it opens as a token to `tests.support.tokens.TOKENS`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cards import KINDS, Card, CardKind
+from tests.support.signing_keys import SIGNING_KEYS, KeyHolder, SigningKeyKind
+from tests.support.tokens import TOKENS, TokenHolder, TokenKind
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
@@ -19,3 +25,24 @@ def kind(request: pytest.FixtureRequest) -> CardKind:
 def card(kind: CardKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Card]:
     with kind.card(tmp_path_factory.mktemp("elements")) as card:
         yield card
+
+
+@pytest.fixture(scope="module", params=SIGNING_KEYS, ids=lambda kind: kind.name)
+def key_holder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[KeyHolder]:
+    kind: SigningKeyKind = request.param
+    with kind.holder(tmp_path_factory.mktemp("keys")) as holder:
+        yield holder
+
+
+@pytest.fixture(scope="module", params=TOKENS, ids=lambda kind: kind.name)
+def token_kind(request: pytest.FixtureRequest) -> TokenKind:
+    chosen: TokenKind = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def token_holder(token_kind: TokenKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TokenHolder]:
+    with token_kind.holder(tmp_path_factory.mktemp("tokens")) as holder:
+        yield holder

@@ -39,7 +39,7 @@ class CardKind:
         issuer = backend.open_issuer(NAME, PINS.operator)
         personalise(issuer, identity or client_identity())
         issuer.close()
-        yield Card(backend)
+        yield Card(backend, identity or client_identity())
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Card:
     """One personalised card."""
 
     backend: SoftwareBackend
+    identity: Identity
     pins: Pins = PINS
 
     def connect(self) -> CardConnection:

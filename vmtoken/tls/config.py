@@ -86,6 +86,15 @@ class Credential:
         object.__setattr__(self, "issuers", names)
         object.__setattr__(self, "messages", _certificate_messages(self.certificate_chain))
 
+    @property
+    def versions(self) -> tuple[ProtocolVersion, ...]:
+        """Those in which the key can sign with one of the schemes, best first."""
+        return tuple(
+            version
+            for version in sorted(ProtocolVersion, reverse=True)
+            if any(self.public_key.can_use(scheme, version) for scheme in self.schemes)
+        )
+
     def is_issued_by_one_of(self, names: Sequence[bytes]) -> bool:
         """Whether a CA of the chain is among `names` (DER); no names means any CA."""
         return not names or not self.issuers.isdisjoint(names)

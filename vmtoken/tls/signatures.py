@@ -107,15 +107,20 @@ class PublicKey:
 
     def verify(self, scheme: int, version: ProtocolVersion, signature: bytes, content: bytes) -> None:
         """Raise `IllegalParameter` if the scheme does not fit, `SignatureInvalid` if the key did not sign."""
-        algorithm = _ALGORITHMS.get(scheme)
-        if algorithm is None or not algorithm.fits(self, version):
+        if not self.can_use(scheme, version):
             raise IllegalParameter(
                 f"the signature scheme {scheme:#06x} does not fit the server's certificate"
             )
+        if not self.has_signed(scheme, signature, content):
+            raise SignatureInvalid("the server's signature does not verify under its certificate")
+
+    def has_signed(self, scheme: int, signature: bytes, content: bytes) -> bool:
+        """Whether the signature is one that this key made over `content`; the scheme must fit the key."""
         try:
-            algorithm.verify(self.key, signature, content)
-        except InvalidSignature as error:
-            raise SignatureInvalid("the server's signature does not verify under its certificate") from error
+            _ALGORITHMS[scheme].verify(self.key, signature, content)
+        except InvalidSignature:
+            return False
+        return True
 
 
 def sign(private_key: PrivateKeyTypes, scheme: SignatureScheme, content: bytes) -> bytes:

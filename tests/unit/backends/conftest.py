@@ -23,4 +23,4 @@ def card(backend: SoftwareBackend) -> Card:
     issuer = backend.open_issuer(NAME, PINS.operator)
     personalise(issuer, client_identity())
     issuer.close()
-    return Card(backend)
+    return Card(backend, client_identity())
