@@ -8,7 +8,6 @@ from tests.support.pki import Identity
 from vmtoken.errors import TokenUnavailable
 from vmtoken.tls.codes import SignatureScheme
 from vmtoken.tls.signatures import PublicKey, sign
-from vmtoken.token import Traffic
 
 
 class SoftwareKey:
@@ -21,14 +20,21 @@ class SoftwareKey:
         *,
         chain: Sequence[bytes] | None = None,
         before_signing: Callable[[], None] = lambda: None,
+        spoil: Callable[[bytes], bytes] = lambda signature: signature,
     ) -> None:
-        """`chain` replaces the identity's; `before_signing` may hold the key back or make it fail."""
+        """`chain` replaces the identity's; `before_signing` may fail, `spoil` is a fault in the hardware."""
         self.certificate_chain = identity.chain_der if chain is None else tuple(chain)
         self.schemes = PublicKey.of(identity.certificate).schemes() if schemes is None else tuple(schemes)
         self.closed = 0
-        self.traffic = Traffic()
+        self.used: list[SignatureScheme] = []
+        """Of the signatures made so far, as a card's counter of signatures would tell."""
         self._private_key = identity.key
         self._before_signing = before_signing
+        self._spoil = spoil
+
+    @property
+    def signatures(self) -> int:
+        return len(self.used)
 
     def sign(self, scheme: SignatureScheme, content: bytes) -> bytes:
         if self.closed:
@@ -36,10 +42,8 @@ class SoftwareKey:
         if scheme not in self.schemes:
             raise ValueError(f"a key that cannot {scheme.name}")
         self._before_signing()
-        signature = sign(self._private_key, scheme, content)
-        octets = self.traffic.octets + len(content) + len(signature)
-        self.traffic = Traffic(self.traffic.apdus + 1, octets)
-        return signature
+        self.used.append(scheme)
+        return self._spoil(sign(self._private_key, scheme, content))
 
     def close(self) -> None:
         self.closed += 1

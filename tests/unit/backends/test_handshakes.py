@@ -9,28 +9,11 @@ from OpenSSL import SSL
 
 from tests.support.cards import KINDS, Card
 from tests.support.memory import PyOpenSslServer, PythonServer, pyopenssl_context, python_context
-from tests.support.pki import NOW, SERVER_NAME, KeyKind, client_identity, server_identity
+from tests.support.pki import KeyKind, client_identity, server_identity
+from tests.support.token_sessions import connect, start
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.errors import TokenUnavailable
-from vmtoken.token import HandshakeFailed, HandshakeResult, HandshakeStart
-
-START = HandshakeStart(SERVER_NAME, int(NOW.timestamp()))
-
-
-def nobody_objects(_: object) -> None: ...
-
-
-def connect(token: EapTlsCard, server: PyOpenSslServer | PythonServer) -> HandshakeResult:
-    step = token.start(START, nobody_objects)
-    result = None
-    while result is None:
-        records = server.receive(step.client_flight)
-        assert server.failure is None
-        step = token.process(records)
-        result = step.result
-    server.receive(step.client_flight)
-    assert server.is_ready, server.failure
-    return result
+from vmtoken.token import HandshakeFailed
 
 
 @pytest.mark.parametrize("client", [kind for kind in KeyKind if kind is not KeyKind.RSA_PSS_2048])
@@ -38,7 +21,7 @@ def test_every_key_signs_for_openssl_4(tmp_path: Path, client: KeyKind) -> None:
     with KINDS[0].card(tmp_path / "elements", client_identity(client)) as card:
         token = card.token()
         server = PyOpenSslServer(pyopenssl_context(tmp_path))
-        assert connect(token, server).group == "X25519MLKEM768"
+        assert connect(token, server).result.group == "X25519MLKEM768"
         token.close()
 
 
@@ -56,12 +39,12 @@ def test_reset_between_two_flights_ends_the_handshake(card: Card, tmp_path: Path
     connection = card.connect()
     token = EapTlsCard(connection, card.pins.user)
     server = PythonServer(python_context(tmp_path))
-    records = server.receive(token.start(START, nobody_objects).client_flight)
+    records = server.receive(token.start(start(), lambda _: None).client_flight)
     connection.reset()
     with pytest.raises((TokenUnavailable, HandshakeFailed)):
         token.process(records)
     fresh = card.token()
-    assert connect(fresh, PythonServer(python_context(tmp_path))).client_certificate_sent
+    assert connect(fresh, python_context(tmp_path)).result.client_certificate_sent
     fresh.close()
 
 
@@ -93,7 +76,7 @@ def test_card_that_is_removed_at_any_apdu_is_unavailable(card: Card, tmp_path: P
     for apdus in range(60):
         try:
             token = cut_off(card, apdus)
-            result = connect(token, PythonServer(context))
+            result = connect(token, context).result
         except TokenUnavailable:
             outcomes.append("unavailable")
             continue
