@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tests.fakes.engine_token import EngineHandshake, EngineToken
+from dom0_broker.engine import EngineHandshake
+from tests.fakes.engine_token import EngineToken
 from tests.support.pki import Identity
 from vmtoken.errors import InvalidRequest, TokenNotFound, VmTokenError
 from vmtoken.rpc.channel import private_server
@@ -132,7 +133,7 @@ class _Stream:
             if self._broker.refusal_after_hello is not None:
                 alert = bytes.fromhex("15 03 03 00 02 02 31")  # access_denied
                 raise HandshakeFailed(self._broker.refusal_after_hello, alert)
-            return self._answer(self._handshake.step(self._session_id, records))
+            return self._answer(self._broker.card.step(self._session_id, self._handshake, records))
         except HandshakeFailed as failed:
             self.end()
             return _failure(failed.error, failed.alert_flight)
