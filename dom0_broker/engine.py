@@ -28,7 +28,7 @@ from vmtoken.errors import (
 from vmtoken.tls.certificates import VerifiedServer
 from vmtoken.tls.codes import AlertDescription, ProtocolVersion, SignatureScheme
 from vmtoken.tls.config import Credential, TrustStore
-from vmtoken.tls.errors import BadCertificate, TlsError
+from vmtoken.tls.errors import AlertReceived, BadCertificate, TlsError
 from vmtoken.tls.events import HandshakeComplete, ServerAuthenticated
 from vmtoken.tls.ocsp import UNPARSABLE
 from vmtoken.tls.signatures import PublicKey
@@ -196,6 +196,7 @@ class EngineHandshake:
         self._client = client
         self._start = start
         self._authorize = authorize
+        self._is_server_known = False
         try:
             self._handshake = ClientHandshake(client, _offered(start, client.credential))
         except ValueError as error:
@@ -226,6 +227,7 @@ class EngineHandshake:
 
     def _ask_policy(self, server: VerifiedServer) -> None:
         """Before the key signs anything, and before anything that answers the server exists."""
+        self._is_server_known = True
         try:
             self._authorize(identity_of(server))
         except VmTokenError as error:
@@ -245,12 +247,13 @@ class EngineHandshake:
         )
 
     def _meaning(self, error: TlsError) -> VmTokenError:
-        """A server that takes none of our versions may take one that our key cannot sign in."""
+        """A server that refuses our ClientHello may want a version that was left out for the key's sake."""
         meaning, credential = self._handshake.meaning(error), self._client.credential
         allowed = {version for version in ProtocolVersion if _is_allowed(version, self._start)}
         left_out = allowed.difference(credential.versions)
-        if left_out and meaning.metadata.get("alert_received") == AlertDescription.PROTOCOL_VERSION.name:
-            who = f"the server {self._start.server_name}"
+        is_refusal = isinstance(error, AlertReceived) and error.description in _HELLO_REFUSED
+        if left_out and is_refusal and not self._is_server_known:
+            who = f"the server {self._start.server_name} agrees to"
             return _unsupported(left_out.pop(), who, credential, **meaning.metadata)
         return meaning
 
@@ -258,6 +261,9 @@ class EngineHandshake:
 _PKCS1: Final = frozenset(
     {SignatureScheme.RSA_PKCS1_SHA256, SignatureScheme.RSA_PKCS1_SHA384, SignatureScheme.RSA_PKCS1_SHA512}
 )
+_HELLO_REFUSED: Final = (AlertDescription.PROTOCOL_VERSION, AlertDescription.HANDSHAKE_FAILURE)
+"""What servers send that share no version with us; those that look for a cipher suite first, the latter."""
+
 _WORDS: Final = {ProtocolVersion.TLS_1_2: "TLS 1.2", ProtocolVersion.TLS_1_3: "TLS 1.3"}
 
 
@@ -265,7 +271,7 @@ def _offered(start: HandshakeStart, credential: Credential) -> HandshakeStart:
     """The start with the versions in which the key can sign; raises `HandshakeFailed` if none is left."""
     versions = [version for version in credential.versions if _is_allowed(version, start)]
     if not versions and start.min_version <= start.max_version:
-        raise HandshakeFailed(_unsupported(start.max_version, "the request", credential))
+        raise HandshakeFailed(_unsupported(start.max_version, "the request allows", credential))
     return replace(start, min_version=versions[-1], max_version=versions[0]) if versions else start
 
 
@@ -283,8 +289,8 @@ def _unsupported(
         else ", ".join(scheme.name for scheme in credential.schemes)
     )
     return TlsVersionUnsupported(
-        f"The key of the token can only sign {can}, which {_WORDS[version]} does not take, and {who} demands "
-        f"{_WORDS[version]}; allow {others[0]} there, or connect with another token.",
+        f"The key of the token can only sign {can}, which {_WORDS[version]} does not take, and {who} nothing "
+        f"else; allow {others[0]} there, or connect with another token.",
         retry_after=None,
         **metadata,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.x509 import ocsp
 
-from tests.support.clients import Client, Session
+from tests.support.clients import BULK, KNOWN_ALPN, Client, Session, check
 from tests.support.conversations import GnutlsEcho
 from tests.support.engine_client import EngineClient
 from tests.support.pki import KeyKind, pki, server_identity
@@ -27,11 +27,7 @@ from tests.support.servers import (
 
 pytestmark = pytest.mark.interop
 
-BULK = b"0123456789abcdef" * (1 << 16)
-"""1 MiB, sent there and back."""
-
 LINE = b"0123456789abcdef"
-KNOWN_ALPN = "http/1.1"
 OFFERED_ALPN = ("vmtoken-test", KNOWN_ALPN)
 RESUMPTION_ATTEMPTS = 5
 """A ticket goes to the token while the application goes on: a connect right behind it may be too early."""
@@ -233,16 +229,3 @@ def resume(client: Client, server: Server, kind: KeyKind) -> Session:
         server.talk(session).seen()
         client.close(session, server, kind)
     return session
-
-
-def check(
-    session: Session, server: Server, *, version: str, resumed: bool, alpn: str | None = KNOWN_ALPN
-) -> None:
-    """Both sides agree on what the session is, and 1 MiB goes there and back."""
-    assert (session.version, session.resumed, session.alpn or None) == (version, resumed, alpn)
-    talk = server.talk(session)
-    seen = talk.seen()
-    assert (seen.version, seen.resumed, seen.client) == (version, resumed, "web01")
-    assert (seen.alpn or None) in (None, alpn)
-    assert (seen.server_name or None) in (None, server.server_name)
-    talk.echo(BULK)

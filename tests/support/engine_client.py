@@ -28,6 +28,7 @@ from vmtoken.tls.events import (
     SignatureNeeded,
     TicketReceived,
 )
+from vmtoken.tls.key_block import KeyBlock
 from vmtoken.tls.signatures import PublicKey, sign
 from vmtoken.tls.tickets import ResumableSession
 
@@ -35,23 +36,16 @@ TIMEOUT = 20.0
 """Seconds that a test server may take for one answer."""
 
 
-class EngineSession:
-    """An open session: a `Stream`, and what the engine says about it."""
+class SocketSession:
+    """An open session over a socket: a `Stream`. Whoever makes one says what becomes of tickets."""
 
-    def __init__(
-        self, connection: socket.socket, handshake: ClientConnection, facts: HandshakeComplete
-    ) -> None:
-        self.version = f"1.{facts.version - 0x0301}"
-        self.resumed = facts.resumed
-        self.alpn = facts.alpn
-        self.group = facts.group.name if facts.group is not None else None
-        self.client_certificate_sent = facts.client_certificate_sent
-        self.ticket = handshake.session()
-        """What the next connection can resume: of TLS 1.2 at once, of TLS 1.3 once a ticket has come."""
-        self._resumption = handshake.resumption()
-        self.records = DelegatedConnection(handshake.key_block())
-        self.records.receive_data(handshake.unread)
+    def __init__(self, connection: socket.socket, key_block: KeyBlock, early_records: bytes) -> None:
+        self.records = DelegatedConnection(key_block)
+        self.records.receive_data(early_records)
         self._connection = connection
+
+    def take_ticket(self, message: bytes) -> None:
+        """A NewSessionTicket of TLS 1.3 came."""
 
     def send(self, data: bytes) -> None:
         self.records.send_data(data)
@@ -62,9 +56,9 @@ class EngineSession:
             match self.records.next_event():
                 case NeedData():
                     self.flush()
-                    self.records.receive_data(_read(self._connection))
-                case TicketReceived(message) if self._resumption:
-                    self.ticket = self._resumption.session(message, datetime.now(UTC))
+                    self.records.receive_data(read_some(self._connection))
+                case TicketReceived(message):
+                    self.take_ticket(message)
                 case DataReceived(data):
                     return data
                 case Closed():
@@ -88,6 +82,27 @@ class EngineSession:
 
     def flush(self) -> None:
         self._connection.sendall(self.records.data_to_send())
+
+
+class EngineSession(SocketSession):
+    """What the engine says about its session."""
+
+    def __init__(
+        self, connection: socket.socket, handshake: ClientConnection, facts: HandshakeComplete
+    ) -> None:
+        self.version = f"1.{facts.version - 0x0301}"
+        self.resumed = facts.resumed
+        self.alpn = facts.alpn
+        self.group = facts.group.name if facts.group is not None else None
+        self.client_certificate_sent = facts.client_certificate_sent
+        self.ticket = handshake.session()
+        """What the next connection can resume: of TLS 1.2 at once, of TLS 1.3 once a ticket has come."""
+        self._resumption = handshake.resumption()
+        super().__init__(connection, handshake.key_block(), handshake.unread)
+
+    def take_ticket(self, message: bytes) -> None:
+        if self._resumption:
+            self.ticket = self._resumption.session(message, datetime.now(UTC))
 
 
 class EngineClient:
@@ -133,11 +148,10 @@ def client_config(server_name: str, client: Identity, **options: Any) -> ClientC
 
 def open_session(port: int, config: ClientConfig, client: Identity) -> EngineSession:
     """A whole handshake with a server of this machine."""
-    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    connection = connected(port)
     try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         handshake = ClientConnection(config)
-        facts = shake_hands(handshake, client, connection.sendall, lambda: _read(connection))
+        facts = shake_hands(handshake, client, connection.sendall, lambda: read_some(connection))
         return EngineSession(connection, handshake, facts)
     except BaseException:
         connection.close()
@@ -172,7 +186,15 @@ def _answer(handshake: ClientConnection, event: Event, client: Identity) -> None
             raise AssertionError(f"unexpected during a handshake: {event}")
 
 
-def _read(connection: socket.socket) -> bytes:
+def connected(port: int) -> socket.socket:
+    """TCP to a server of this machine."""
+    connection = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def read_some(connection: socket.socket) -> bytes:
+    """What has come; raises `EOFError` when nothing more does."""
     data = connection.recv(65_536)
     if not data:
         raise EOFError("TCP ended")

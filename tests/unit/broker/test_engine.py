@@ -22,6 +22,7 @@ from vmtoken.errors import (
     PinMissing,
     PinRejected,
     PolicyDenied,
+    TlsHandshakeFailed,
     TlsVersionUnsupported,
     TokenNotReady,
     TokenUnavailable,
@@ -160,7 +161,7 @@ def test_demand_for_tls13_names_the_key_that_cannot(tmp_path: Path) -> None:
     token = engine_token(SoftwareKey(RSA, PKCS1))
     with pytest.raises(HandshakeFailed) as caught:
         token.start(start(min_version=ProtocolVersion.TLS_1_3), nobody_objects)
-    assert_blames_pkcs1(caught.value, "the request demands TLS 1.3")
+    assert_blames_pkcs1(caught.value, "which TLS 1.3 does not take, and the request allows nothing else")
     connect(token, python_context(tmp_path))
 
 
@@ -173,7 +174,7 @@ def test_server_that_demands_tls13_is_told_from_one_that_is_out_of_date(tmp_path
     alert = server.receive(token.start(start(), nobody_objects).client_flight)
     with pytest.raises(HandshakeFailed) as caught:
         token.process(alert)
-    assert_blames_pkcs1(caught.value, "the server server.example demands TLS 1.3")
+    assert_blames_pkcs1(caught.value, "the server server.example agrees to nothing else")
     assert caught.value.error.metadata == {"alert_received": "PROTOCOL_VERSION"}
 
 
@@ -185,6 +186,7 @@ def assert_blames_pkcs1(failure: HandshakeFailed, who: str) -> None:
 
 
 PROTOCOL_VERSION = bytes.fromhex("15 03 03 00 02 02 46")
+HANDSHAKE_FAILURE = bytes.fromhex("15 03 03 00 02 02 28")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +206,25 @@ def test_version_alert_is_not_blamed_on_a_key_that_has_no_part_in_it(
         token.process(PROTOCOL_VERSION)
     assert isinstance(caught.value.error, TlsVersionUnsupported)
     assert "key" not in caught.value.error.message
+
+
+@pytest.mark.parametrize("alert", [PROTOCOL_VERSION, HANDSHAKE_FAILURE], ids=["version", "handshake_failure"])
+def test_every_refusal_of_the_hello_names_the_key_that_cannot(alert: bytes) -> None:
+    """A server that looks for a cipher suite first sends handshake_failure, as OpenSSL and GnuTLS may."""
+    token = engine_token(SoftwareKey(RSA, PKCS1))
+    token.start(start(), nobody_objects)
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(alert)
+    assert_blames_pkcs1(caught.value, "the server server.example agrees to nothing else")
+
+
+def test_refusal_of_the_last_flight_is_not_about_versions(tmp_path: Path) -> None:
+    token = engine_token(SoftwareKey(RSA, PKCS1))
+    server = PythonServer(python_context(tmp_path))
+    token.process(server.receive(token.start(start(), nobody_objects).client_flight))
+    with pytest.raises(HandshakeFailed) as caught:
+        token.process(HANDSHAKE_FAILURE)
+    assert isinstance(caught.value.error, TlsHandshakeFailed)
 
 
 def test_demand_for_tls12_names_the_key_that_cannot() -> None:
