@@ -19,8 +19,9 @@ from dom0_broker.domains import DomainIdentity, checked_name, parsed_uuid
 from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
 from dom0_broker.policy import Outcome, PolicyRequest, spki_sha256
+from dom0_broker.pool import Pool, check_same_identity
 from dom0_broker.store import BindingRecord, Store, VmRecord
-from vmtoken.errors import AlreadyExists, Conflict, InvalidRequest, VmTokenError
+from vmtoken.errors import Conflict, InvalidRequest, VmTokenError
 from vmtoken.token import Assurance
 
 
@@ -61,8 +62,9 @@ class VmAdministration:
         return self._desk.inventory.vms()
 
     def bindings(self, vm: uuid.UUID) -> list[tuple[str, str]]:
-        """The tokens of a VM: the name that it sees, the token's own."""
-        return [(name, token.name) for name, token in self._desk.inventory.bindings(vm)]
+        """The tokens of a VM: the name that it sees, the token's own; several of one name are a pool."""
+        bound = self._desk.inventory.bindings(vm)
+        return [(name, token.name) for name, tokens in bound for token in tokens]
 
     def socket(self, vm: DomainIdentity) -> Path | None:
         """The Unix socket of a VM."""
@@ -112,31 +114,35 @@ class VmAdministration:
         return certificate, self._ca.certificate
 
     async def bind(self, name_or_uuid: str, token: str, name: str) -> None:
-        """Let a VM use a token. Raises `NotFound`, `AlreadyExists`, `InvalidRequest`."""
+        """Let a VM use a token, beside others of that name if they have the same identity.
+
+        Raises `NotFound`, `AlreadyExists`, `Conflict`, `InvalidRequest`.
+        """
         async with self._one_at_a_time:
-            vm = self._desk.inventory.vm(name_or_uuid).identity
-            self._desk.inventory.token(token)
+            inventory, vm = self._desk.inventory, self._desk.inventory.vm(name_or_uuid).identity
+            newcomer = inventory.token(token)
             binding = BindingRecord(vm.uuid, checked_name(name or token, "binding"), token)
-            if binding.name in dict(self.bindings(vm.uuid)):
-                raise AlreadyExists(f"The VM has a token '{binding.name}' already.")
+            members = dict(inventory.bindings(vm.uuid)).get(binding.name, ())
+            if members and newcomer not in members:
+                await check_same_identity(newcomer, members)
             await asyncio.to_thread(self._store.bind, binding)
             self._desk.inventory.bind(binding)
             await self._record("token-bound", vm, {"token": token, "name": binding.name})
 
-    async def unbind(self, name_or_uuid: str, name: str) -> None:
-        """Take a token away from a VM. Raises `NotFound`."""
+    async def unbind(self, name_or_uuid: str, name: str, token: str | None = None) -> None:
+        """Take the tokens of a name, or one of them, away from a VM. Raises `NotFound`."""
         async with self._one_at_a_time:
             vm = self._desk.inventory.vm(name_or_uuid).identity
-            await asyncio.to_thread(self._store.unbind, vm.uuid, name)
-            self._desk.inventory.unbind(vm.uuid, name)
-            await self._record("token-unbound", vm, {"name": name})
+            await asyncio.to_thread(self._store.unbind, vm.uuid, name, token)
+            self._desk.inventory.unbind(vm.uuid, name, token)
+            await self._record("token-unbound", vm, {"name": name, "token": token})
 
     async def policy_outcomes(
         self, name_or_uuid: str, server_name: str, token: str, certificates: Sequence[bytes]
     ) -> list[Outcome]:
         """The rules that could decide for a server, in order. Raises `NotFound`, `InvalidRequest`."""
         vm = self._desk.inventory.vm(name_or_uuid).identity
-        _, bound = self._desk.inventory.bound_token(vm.uuid, token)
+        bound = Pool.bound(self._desk.inventory, vm.uuid, token).candidates()[0]
         description = bound.worker.description or (await bound.state()).description
         assurance = description.assurance if description else Assurance.SOFTWARE
         try:

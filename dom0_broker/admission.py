@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from vmtoken.clock import Clock
-from vmtoken.errors import QuotaExceeded, ShuttingDown, TokenBusy
+from vmtoken.errors import QuotaExceeded, ShuttingDown, TokenBusy, VmTokenError
 
 _SMOOTHING = 0.2
 """Weight of the latest handshake in the average on which retry hints rest."""
@@ -21,14 +21,19 @@ _FIRST_GUESS = 0.05
 class Admission:
     """The slot of one token. Used from the event loop only."""
 
-    def __init__(self, token: str, *, capacity: int, clock: Clock) -> None:
-        self._token = token
+    def __init__(
+        self, token: str, *, capacity: int, clock: Clock, healthy: Callable[[], bool] = lambda: True
+    ) -> None:
+        """While a token is not `healthy`, those who wait for others too are left to the others."""
+        self.token = token
         self._capacity = capacity
         self._clock = clock
+        self._healthy = healthy
         self._held_since: float | None = None
+        self._free_since = clock.monotonic()
         self._average = _FIRST_GUESS
-        self._queues: OrderedDict[uuid.UUID, deque[asyncio.Future[None]]] = OrderedDict()
-        self._closed = False
+        self._queues: OrderedDict[uuid.UUID, deque[_Turn]] = OrderedDict()
+        self._closed: VmTokenError | None = None
 
     @property
     def busy(self) -> bool:
@@ -37,75 +42,132 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """How many wait, here alone or elsewhere too."""
         return sum(map(len, self._queues.values()))
+
+    @property
+    def load(self) -> int:
+        """How many handshakes one that comes now would find before it."""
+        return self.waiting + self.busy
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until one that comes now has the slot, as far as one can tell."""
+        return self._average * (self.waiting + 1)
 
     async def acquire(self, vm: uuid.UUID, deadline: float) -> None:
         """Wait for the slot until `deadline` (loop time). Raises `TokenBusy` or `ShuttingDown`."""
-        self._check_open()
-        if self._held_since is None:
-            self._held_since = self._clock.monotonic()
-            return
-        if self.waiting >= self._capacity:
-            raise self._busy_error(f"has {self._capacity} handshakes waiting already")
-        turn = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(vm, deque()).append(turn)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await turn
-        except TimeoutError:
-            self._leave(vm, turn)
-            raise self._busy_error("was not free before the deadline of this handshake") from None
-        except BaseException:
-            self._leave(vm, turn)
-            raise
+        await first_free([self], vm, deadline)
 
     def release(self) -> None:
         """Give the slot to the next VM in turn."""
         assert self._held_since is not None, "released once for each acquire"
         held = self._clock.monotonic() - self._held_since
         self._average += _SMOOTHING * (held - self._average)
-        self._held_since = None
         self._pass_on()
 
-    def close(self) -> None:
-        """Refuse everybody who waits, and everybody who comes."""
-        self._closed = True
-        for queue in self._queues.values():
-            for turn in queue:
-                if not turn.done():
-                    turn.set_exception(_shutting_down())
+    def close(self, error: VmTokenError | None = None) -> None:
+        """Refuse everybody who waits here alone, and everybody who comes, for a reason."""
+        self._closed = error or _shutting_down()
+        for turn in self._turns():
+            turn.slots.remove(self)
+            if not turn.slots and not turn.granted.done():
+                turn.granted.set_exception(self._closed)
         self._queues.clear()
 
+    def _take(self) -> None:
+        self._held_since = self._clock.monotonic()
+
     def _pass_on(self) -> None:
+        self._held_since, self._free_since = None, self._clock.monotonic()
+        if not self._healthy():
+            self._send_elsewhere()
         while self._queues:
             vm, queue = self._queues.popitem(last=False)
             turn = queue.popleft()
             if queue:
                 self._queues[vm] = queue
-            if not turn.done():
-                self._held_since = self._clock.monotonic()
-                turn.set_result(None)
+            if not turn.granted.done():
+                self._take()
+                turn.grant(self)
                 return
 
-    def _leave(self, vm: uuid.UUID, turn: asyncio.Future[None]) -> None:
-        """A waiter is late or cancelled; a slot that it got in the same moment goes on to the next."""
-        queue = self._queues.get(vm)
+    def _send_elsewhere(self) -> None:
+        for turn in self._turns():
+            if len(turn.slots) > 1:
+                turn.slots.remove(self)
+                self._remove(turn)
+
+    def _turns(self) -> list[_Turn]:
+        return [turn for queue in self._queues.values() for turn in queue]
+
+    def _add(self, turn: _Turn) -> None:
+        self._queues.setdefault(turn.vm, deque()).append(turn)
+
+    def _remove(self, turn: _Turn) -> None:
+        queue = self._queues.get(turn.vm)
         if queue is not None and turn in queue:
             queue.remove(turn)
             if not queue:
-                del self._queues[vm]
-        elif turn.done() and not turn.cancelled() and turn.exception() is None:
-            self._held_since = None
-            self._pass_on()
+                del self._queues[turn.vm]
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _shutting_down()
 
-    def _busy_error(self, why: str) -> TokenBusy:
-        hint = round(self._average * (self.waiting + 1), 3)
-        return TokenBusy(f"Token '{self._token}' {why}.", retry_after=hint, waiting=str(self.waiting))
+async def first_free(slots: Sequence[Admission], vm: uuid.UUID, deadline: float) -> Admission:
+    """Wait for any one of several slots until `deadline` (loop time). Raises `TokenBusy` or `ShuttingDown`.
+
+    Of those that are free the one is taken that has been so for the longest. One who waits stands in every
+    queue, and is served where its turn comes first.
+    """
+    open_slots = [slot for slot in slots if slot._closed is None]
+    if not open_slots:
+        assert slots[0]._closed is not None
+        raise slots[0]._closed
+    free = [slot for slot in open_slots if not slot.busy]
+    if free:
+        slot = min(free, key=lambda each: each._free_since)
+        slot._take()
+        return slot
+    roomy = [slot for slot in open_slots if slot.waiting < slot._capacity]
+    if not roomy:
+        raise _busy(open_slots, f"has {open_slots[0]._capacity} handshakes waiting already")
+    return await _Turn(vm, roomy).wait(deadline)
+
+
+class _Turn:
+    """One who waits, in the queues of one or several slots."""
+
+    def __init__(self, vm: uuid.UUID, slots: list[Admission]) -> None:
+        self.vm = vm
+        self.slots = slots
+        self.granted: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
+
+    async def wait(self, deadline: float) -> Admission:
+        slots = list(self.slots)
+        for slot in slots:
+            slot._add(self)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self.granted
+        except TimeoutError:
+            self._give_up()
+            raise _busy(slots, "was not free before the deadline of this handshake") from None
+        except BaseException:
+            self._give_up()
+            raise
+
+    def grant(self, slot: Admission) -> None:
+        self._leave()
+        self.granted.set_result(slot)
+
+    def _give_up(self) -> None:
+        """Late or cancelled; a slot that was granted in the same moment goes on to the next."""
+        self._leave()
+        if self.granted.done() and not self.granted.cancelled() and self.granted.exception() is None:
+            self.granted.result()._pass_on()
+
+    def _leave(self) -> None:
+        for slot in self.slots:
+            slot._remove(self)
 
 
 class Quotas:
@@ -157,6 +219,13 @@ class Pace:
         self._last = now
         if self._credit < 0:
             await asyncio.sleep(-self._credit / self._rate)
+
+
+def _busy(slots: Sequence[Admission], why: str) -> TokenBusy:
+    names = " or ".join(f"'{slot.token}'" for slot in slots)
+    nearest = min(slots, key=lambda slot: slot.expected_wait)
+    hint = round(nearest.expected_wait, 3)
+    return TokenBusy(f"Token {names} {why}.", retry_after=hint, waiting=str(nearest.waiting))
 
 
 def _shutting_down() -> ShuttingDown:

@@ -26,6 +26,7 @@ from dom0_broker.inventory import Inventory, TokenState
 from dom0_broker.listeners import AdminLink, Links, make_runtime_directories
 from dom0_broker.personalisation import TokenAdministration
 from dom0_broker.policy import Policy, PolicyError, read_policy, read_policy_or_deny
+from dom0_broker.pool import Probes
 from dom0_broker.safe import Safe
 from dom0_broker.services.admin_service import AdminService, BrokerControl
 from dom0_broker.sessions import Sessions
@@ -73,6 +74,7 @@ class App:
         elements = Elements(lambda scheme: backends(scheme, settings), safe)
         self._store = Store(config.database)
         self._desk = self._new_desk(elements)
+        self._probes = Probes(self._desk.inventory, self._clock)
         self._broker = Broker(self._desk)
         self._ca = EnrolmentCa.of(self._store, safe, self._started)
         self.links = Links(self._broker, config)
@@ -107,6 +109,7 @@ class App:
         log.info("drained" if drained else "handshakes were cut off")
         await self.links.close()
         await self._admin.close()
+        await self._probes.close()
         await self._desk.inventory.close()
         for task in (self._warm_up, self._housekeeping):
             if task is not None:
@@ -178,6 +181,7 @@ class App:
         while True:
             await asyncio.sleep(interval)
             notify("WATCHDOG=1")
+            self._probes.look()
             await self.show_health()
             try:
                 await asyncio.to_thread(self._write_audit)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Final
 
 from cryptography import x509
 
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.handshake import Attempt, Desk
-from dom0_broker.inventory import Token
+from dom0_broker.inventory import Token, TokenState
+from dom0_broker.pool import Pool
 from dom0_broker.steps import MAX_TICKET, Outcome, StartRequest
 from vmtoken.errors import InvalidRequest, VmTokenError
 from vmtoken.token import Assurance, HandshakeFailed, Resumption
@@ -38,14 +40,14 @@ class Broker:
         self._desk = desk
 
     async def tokens(self, vm: DomainIdentity) -> list[TokenView]:
-        """The tokens of a VM, by name."""
+        """The tokens of a VM, by name; a pool is one."""
         bound = self._desk.inventory.bindings(vm.uuid)
-        return await asyncio.gather(*(_view(name, token) for name, token in bound))
+        return await asyncio.gather(*(_view(Pool(name, members)) for name, members in bound))
 
     async def certificate_chain(self, vm: DomainIdentity, untrusted_token: str) -> tuple[bytes, ...]:
         """DER, leaf first. Raises `NoTokenBound`, `TokenNotFound`, or why the token is not ready."""
-        _, token = self._desk.inventory.bound_token(vm.uuid, untrusted_token)
-        state = await token.state()
+        pool = Pool.bound(self._desk.inventory, vm.uuid, untrusted_token)
+        state = (await _states(pool))[0]
         if state.problem is not None:
             raise state.problem
         assert state.description is not None, "a token without a problem was opened"
@@ -129,8 +131,24 @@ class HandshakeStream:
         return outcome
 
 
-async def _view(name: str, token: Token) -> TokenView:
-    state = await token.state()
+async def _states(pool: Pool) -> list[TokenState]:
+    """Of the tokens that handshakes may use now, or would use if they worked; there is at least one."""
+    await asyncio.gather(*(token.state() for token in pool.members))
+    return await asyncio.gather(*(token.state() for token in pool.candidates()))
+
+
+async def _view(pool: Pool) -> TokenView:
+    """A pool of several is as good as its worst member that works, and as lasting as the first to expire."""
+    views = [_member_view(pool.name, state) for state in await _states(pool)]
+    lasting = [view.certificate_not_after for view in views if view.certificate_not_after]
+    first, least = views[0], min(_ORDER.index(view.assurance) for view in views)
+    return replace(first, assurance=_ORDER[least], certificate_not_after=min(lasting, default=None))
+
+
+_ORDER: Final = (Assurance.SOFTWARE, Assurance.CARD_SIGNATURE, Assurance.CARD_HANDSHAKE)
+
+
+def _member_view(name: str, state: TokenState) -> TokenView:
     description, because = state.description, state.problem.message if state.problem else ""
     if description is None:
         return TokenView(name, Assurance.SOFTWARE, because, "", None)

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,8 +20,9 @@ from dom0_broker.admission import Quotas
 from dom0_broker.audit import AuditError, AuditLog, AuditNotes
 from dom0_broker.config import Limits
 from dom0_broker.domains import DomainIdentity
-from dom0_broker.inventory import Inventory, Token
+from dom0_broker.inventory import OVERDUE, Inventory, Token
 from dom0_broker.policy import Grant, Policy, PolicyRequest
+from dom0_broker.pool import Pool
 from dom0_broker.sessions import Purpose, Session, Sessions, Summary
 from dom0_broker.steps import (
     LONGEST_NAME,
@@ -35,7 +36,18 @@ from dom0_broker.steps import (
     checked,
 )
 from vmtoken.clock import Clock
-from vmtoken.errors import DeadlineExceeded, InvalidRequest, PolicyDenied, TokenNotReady, VmTokenError
+from vmtoken.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    PinBlocked,
+    PinMissing,
+    PinRejected,
+    PolicyDenied,
+    TokenNotFound,
+    TokenNotReady,
+    TokenUnavailable,
+    VmTokenError,
+)
 from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.token import (
     Assurance,
@@ -76,22 +88,25 @@ class Attempt:
         self._facts = _Facts(secrets.token_bytes(16), vm, desk.clock.now(), request)
         self._run: _Run | None = None
         self._resources = ExitStack()
+        self._slot = ExitStack()
+        """The token's, which is given back before all else."""
+        self._deadline = 0.0
+        """When the guest gives up."""
         self._end = 0.0
+        """When the token is for others."""
         self._timer: asyncio.TimerHandle | None = None
         self._expired: VmTokenError | None = None
         self.over = False
 
     async def begin(self) -> Outcome:
-        """Check the request, wait for the token, make the ClientHello."""
+        """Check the request, wait for a token, make the ClientHello."""
         try:
-            run, start = await self._admitted()
+            return await self._begun(self._entered())
         except VmTokenError as error:
             return self._refused(error)
         except BaseException:
             self._finish()
             raise
-        self._run = run
-        return await self._step(run, lambda card: run.begin(card, start))
 
     async def proceed(self, untrusted_records: bytes) -> Outcome:
         """Hand the server's records to the token."""
@@ -112,36 +127,94 @@ class Attempt:
             self._failed(self._run, VmTokenError("The guest gave up."), outcome="aborted")
         self.over = True
 
-    async def _admitted(self) -> tuple[_Run, HandshakeStart]:
-        """Wait for the token's slot; from then on the handshake holds the token, for so long at most."""
+    def _entered(self) -> Pool:
+        """The request is checked, the VM has room for it, and its time runs."""
         desk, vm = self._desk, self._facts.vm
-        request = checked(self._request)
-        _, token = desk.inventory.bound_token(vm.uuid, request.token)
-        self._facts.request, self._facts.token = request, token.name
-        self._end = self._began + min(request.timeout, desk.limits.handshake_timeout)
+        self._facts.request = request = checked(self._request)
+        pool = Pool.bound(desk.inventory, vm.uuid, request.token)
+        if len(pool.members) == 1:
+            self._facts.token = pool.members[0].name
+        self._deadline = self._began + min(request.timeout, desk.limits.handshake_timeout)
         self._resources.enter_context(desk.quotas.one_more(vm.uuid))
-        await token.admission.acquire(vm.uuid, self._end)
-        self._resources.callback(token.admission.release)
+        return pool
+
+    async def _begun(self, pool: Pool) -> Outcome:
+        """The first step; on another token of the pool when one fails, for nothing has left us yet."""
+        tried: set[str] = set()
+        while True:
+            run = await self._admitted(pool, tried)
+            tried.add(run.token.name)
+            others = bool(pool.candidates(tried))
+            answer = await self._first_step(run, others=others)
+            if not (others and isinstance(answer, _Failure) and self._is_of_the_card(answer.error)):
+                return self._concluded(run, answer)
+            self._leave(run, answer.error)
+
+    async def _admitted(self, pool: Pool, tried: Collection[str]) -> _Run:
+        """Wait for a token's slot; from then on the handshake holds the token, for so long at most."""
+        desk, vm, request = self._desk, self._facts.vm, self._facts.request
+
+        def can_resume(token: Token) -> bool:
+            purpose = _purpose(token.name, request)
+            return not request.no_resumption and desk.sessions.resumable(vm.uuid, purpose)
+
+        token = await pool.admit(vm.uuid, self._deadline, tried=tried, can_resume=can_resume)
+        self._slot.callback(token.admission.release)
+        self._facts.token = token.name
         now = asyncio.get_running_loop().time()
-        self._end = min(self._end, now + desk.limits.token_hold)
-        run = _Run(desk, self._facts, token, _purpose(token.name, request), queue=now - self._began)
-        return run, run.start()
+        self._end = min(self._deadline, now + desk.limits.token_hold)
+        self._run = _Run(desk, self._facts, pool, token, _purpose(token.name, request), now - self._began)
+        return self._run
+
+    async def _first_step(self, run: _Run, *, others: bool) -> tuple[HandshakeStep, Cost] | _Failure:
+        start = run.start()
+        patience = asyncio.get_running_loop().time() + OVERDUE if others else self._end
+        return await self._asked(run, lambda card: run.begin(card, start), min(self._end, patience))
+
+    def _is_of_the_card(self, error: VmTokenError) -> bool:
+        """Another card might do what this one did not, if there is time."""
+        in_time = asyncio.get_running_loop().time() < self._deadline
+        return in_time and isinstance(error, _TROUBLE_OF_A_CARD)
+
+    def _leave(self, run: _Run, error: VmTokenError) -> None:
+        """The token did not begin the handshake, which goes on to another."""
+        run.token.failed += 1
+        run.token.worker.post(lambda card: card.abort())
+        run.drop_resumption()
+        outcome = {"outcome": error.reason, "message": error.message[:_LONGEST_MESSAGE]}
+        self._desk.notes.add("handshake-moved", {**self._facts.fields(), **outcome})
+        extra = {"token": run.token.name, "because": error.message}
+        log.warning("handshake moves to another token", extra=extra)
+        self._run = None
+        self._slot.close()
 
     async def _step(self, run: _Run, call: Callable[[HandshakeToken], HandshakeStep]) -> Outcome:
         if self._timer is not None:
             self._timer.cancel()
+        return self._concluded(run, await self._asked(run, call, self._end))
+
+    async def _asked(
+        self, run: _Run, call: Callable[[HandshakeToken], HandshakeStep], end: float
+    ) -> tuple[HandshakeStep, Cost] | _Failure:
+        """Have the token do a step, until `end` (loop time)."""
         try:
-            async with asyncio.timeout_at(self._end):
-                step, cost = await run.token.worker.run(lambda card: run.step(card, call))
+            async with asyncio.timeout_at(end):
+                return await run.token.worker.run(lambda card: run.step(card, call))
         except TimeoutError:
-            return self._failed(run, self._too_late())
+            return _Failure(self._too_late() if end == self._end else _too_slow(run.token))
         except HandshakeFailed as failure:
-            return self._failed(run, failure.error, failure.alert_flight)
+            return _Failure(failure.error, failure.alert_flight)
         except VmTokenError as error:
-            return self._failed(run, error)
+            return _Failure(error)
         except BaseException:
             self.abort()
             raise
+
+    def _concluded(self, run: _Run, answer: tuple[HandshakeStep, Cost] | _Failure) -> Outcome:
+        """What the guest hears of a step."""
+        if isinstance(answer, _Failure):
+            return self._failed(run, answer.error, answer.records)
+        step, cost = answer
         if step.result is not None:
             return self._completed(run, step.client_flight, step.result, cost)
         self._timer = asyncio.get_running_loop().call_at(self._end, self._expire, run)
@@ -187,7 +260,7 @@ class Attempt:
 
     def _too_late(self) -> DeadlineExceeded:
         asked = min(self._request.timeout, self._desk.limits.handshake_timeout)
-        if self._end < self._began + asked:
+        if self._end < self._deadline:
             limit = self._desk.limits.token_hold
             return DeadlineExceeded(f"The handshake held its token for {limit:g} seconds, the most allowed.")
         return DeadlineExceeded(f"The handshake was not complete after {asked:g} seconds.")
@@ -208,7 +281,31 @@ class Attempt:
         self.over = True
         if self._timer is not None:
             self._timer.cancel()
+        self._slot.close()
         self._resources.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A step that did not succeed; the alert, if any, is for the server."""
+
+    error: VmTokenError
+    records: bytes = b""
+
+
+def _too_slow(token: Token) -> TokenUnavailable:
+    return TokenUnavailable(f"The card behind token '{token.name}' did not begin within {OVERDUE:g} seconds.")
+
+
+_TROUBLE_OF_A_CARD: Final = (
+    TokenUnavailable,
+    TokenNotFound,
+    TokenNotReady,
+    PinMissing,
+    PinRejected,
+    PinBlocked,
+    DeadlineExceeded,
+)
 
 
 @dataclass(slots=True)
@@ -235,7 +332,9 @@ class _Facts:
 class _Run:
     """The part of a handshake that runs on its token, in the token's thread but for what says otherwise."""
 
-    def __init__(self, desk: Desk, facts: _Facts, token: Token, purpose: Purpose, queue: float) -> None:
+    def __init__(
+        self, desk: Desk, facts: _Facts, pool: Pool, token: Token, purpose: Purpose, queue: float
+    ) -> None:
         self.token = token
         self.rule = ""
         self.server: ServerIdentity | None = None
@@ -245,6 +344,7 @@ class _Run:
         self.recorded = False
         self._desk = desk
         self._facts = facts
+        self._pool = pool
         self._purpose = purpose
         self._expected: Grant | None = None
         self._resumption: Resumption | None = None
@@ -264,7 +364,8 @@ class _Run:
         )
 
     def begin(self, card: HandshakeToken, start: HandshakeStart) -> HandshakeStep:
-        """The first step: only the open token says for sure what it reaches, which policy looks at."""
+        """The first step: only the open token says for sure who it is and what it reaches."""
+        self._pool.check(self.token)
         expected = self._expected or self._expect(card.assurance)
         try:
             return card.start(replace(start, certificate=expected.certificate), self.authorize)

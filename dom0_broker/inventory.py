@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from dom0_broker.admission import Admission
 from dom0_broker.config import Limits
@@ -13,7 +14,14 @@ from dom0_broker.domains import DomainIdentity, parsed_uuid
 from dom0_broker.store import BindingRecord, Store, TokenRecord, VmRecord
 from dom0_broker.worker import TokenWorker
 from vmtoken.clock import Clock
-from vmtoken.errors import NotFound, NoTokenBound, TokenNotFound, TokenNotReady, VmTokenError
+from vmtoken.errors import (
+    NotFound,
+    NoTokenBound,
+    TokenNotFound,
+    TokenNotReady,
+    TokenUnavailable,
+    VmTokenError,
+)
 from vmtoken.token import HandshakeToken, TokenDescription
 
 OpenToken = Callable[[TokenRecord], HandshakeToken]
@@ -21,6 +29,9 @@ OpenToken = Callable[[TokenRecord], HandshakeToken]
 
 _OPENING = 5.0
 """Seconds that a list waits for a card that is being opened."""
+
+OVERDUE: Final = 5.0
+"""Seconds after which a card that has not answered is passed over while others do; a slow one takes half."""
 
 
 @dataclass(slots=True)
@@ -51,6 +62,19 @@ class Token:
         return TokenState(self.worker.description, self.missing)
 
     @property
+    def problem(self) -> VmTokenError | None:
+        """Why a handshake had better use another token just now; None when all is well."""
+        if self.worker.problem is None and self.worker.busy_for > OVERDUE:
+            return TokenUnavailable(f"The card behind token '{self.name}' takes long to answer.")
+        return self.worker.problem
+
+    @property
+    def leaf(self) -> bytes | None:
+        """Its certificate, DER, empty without one; None while the token was not opened."""
+        description = self.worker.description
+        return None if description is None else next(iter(description.certificate_chain), b"")
+
+    @property
     def missing(self) -> TokenNotReady | None:
         """What personalisation has left out, as far as the token was opened and shows it."""
         description = self.worker.description
@@ -67,10 +91,21 @@ class TokenState:
     problem: VmTokenError | None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenUse:
+    """A binding of a token, as the operator speaks of it."""
+
+    vm: str
+    name: str
+    tokens: tuple[Token, ...]
+    """All of that name, in the order in which they were bound."""
+
+
 @dataclass(slots=True)
 class _Vm:
     record: VmRecord
-    bindings: dict[str, str] = field(default_factory=dict)
+    bindings: dict[str, list[str]] = field(default_factory=dict)
+    """Tokens by the name that the VM sees, in the order in which they were bound."""
 
 
 class Inventory:
@@ -116,13 +151,13 @@ class Inventory:
         except KeyError:
             raise NotFound(f"There is no token '{name}'.") from None
 
-    def bindings(self, vm: uuid.UUID) -> list[tuple[str, Token]]:
-        """The tokens of a VM with the names that it sees, by name."""
+    def bindings(self, vm: uuid.UUID) -> list[tuple[str, tuple[Token, ...]]]:
+        """The tokens of a VM by the names that it sees, sorted; several of one name are a pool."""
         bound = self._vms[vm].bindings if vm in self._vms else {}
-        return [(name, self._tokens[bound[name]]) for name in sorted(bound)]
+        return [(name, self._named(bound[name])) for name in sorted(bound)]
 
-    def bound_token(self, vm: uuid.UUID, untrusted_name: str) -> tuple[str, Token]:
-        """The token that a VM means; no name means its only one. Raises `NoTokenBound`, `TokenNotFound`."""
+    def bound_tokens(self, vm: uuid.UUID, untrusted_name: str) -> tuple[str, tuple[Token, ...]]:
+        """The tokens that a VM means; no name means its only one. Raises `NoTokenBound`, `TokenNotFound`."""
         bound = self._vms[vm].bindings if vm in self._vms else {}
         if not bound:
             raise NoTokenBound(
@@ -134,11 +169,21 @@ class Inventory:
             known = ", ".join(sorted(bound))
             what = f"no token '{untrusted_name}'" if untrusted_name else "several tokens: name one"
             raise TokenNotFound(f"This VM has {what}; it has {known}.")
-        return untrusted_name, self._tokens[bound[untrusted_name]]
+        return untrusted_name, self._named(bound[untrusted_name])
+
+    def uses_of(self, token: str) -> list[TokenUse]:
+        """Where a token is bound, by VM and name."""
+        uses = [
+            TokenUse(vm.record.identity.name, name, self._named(tokens))
+            for vm in self._vms.values()
+            for name, tokens in vm.bindings.items()
+            if token in tokens
+        ]
+        return sorted(uses, key=lambda use: (use.vm, use.name))
 
     def vms_of(self, token: str) -> list[str]:
         """Names of the VMs that a token is bound to."""
-        return sorted(vm.record.identity.name for vm in self._vms.values() if token in vm.bindings.values())
+        return sorted({use.vm for use in self.uses_of(token)})
 
     def put_vm(self, record: VmRecord) -> None:
         """A VM is new or changed."""
@@ -157,18 +202,26 @@ class Inventory:
         token.record = record
         return token
 
-    async def remove_token(self, name: str) -> None:
-        """A token is gone; closes its card."""
-        await self._stop([self._tokens[name]])
+    async def remove_token(self, name: str, why: VmTokenError | None = None) -> None:
+        """A token is gone, with its bindings; closes its card. Who waits for it alone is told why."""
+        token = self._tokens[name]
+        token.admission.close(why)
+        await token.worker.stop()
+        for vm in self._vms.values():
+            for binding in [each for each, tokens in vm.bindings.items() if name in tokens]:
+                self._unbind(vm, binding, name)
         del self._tokens[name]
 
     def bind(self, binding: BindingRecord) -> None:
         """A VM may use a token."""
-        self._vms[binding.vm].bindings[binding.name] = binding.token
+        self._vms[binding.vm].bindings.setdefault(binding.name, []).append(binding.token)
 
-    def unbind(self, vm: uuid.UUID, name: str) -> None:
-        """A VM may not use a token any more."""
-        self._vms[vm].bindings.pop(name, None)
+    def unbind(self, vm: uuid.UUID, name: str, token: str | None = None) -> None:
+        """A VM may not use the tokens of a name, or one of them, any more."""
+        if token is None:
+            self._vms[vm].bindings.pop(name, None)
+        else:
+            self._unbind(self._vms[vm], name, token)
 
     def close_admission(self) -> None:
         """Begin no more handshakes."""
@@ -177,13 +230,16 @@ class Inventory:
 
     async def close(self) -> None:
         """Close all cards."""
-        await self._stop(self._tokens.values())
+        self.close_admission()
+        await asyncio.gather(*(token.worker.stop() for token in self._tokens.values()))
 
-    async def _stop(self, tokens: Iterable[Token]) -> None:
-        tokens = list(tokens)
-        for token in tokens:
-            token.admission.close()
-        await asyncio.gather(*(token.worker.stop() for token in tokens))
+    def _named(self, names: Iterable[str]) -> tuple[Token, ...]:
+        return tuple(self._tokens[name] for name in names)
+
+    def _unbind(self, vm: _Vm, name: str, token: str) -> None:
+        vm.bindings[name].remove(token)
+        if not vm.bindings[name]:
+            del vm.bindings[name]
 
     def _new_token(self, record: TokenRecord) -> Token:
         def open_token() -> HandshakeToken:
@@ -192,5 +248,11 @@ class Inventory:
         worker = TokenWorker(
             record.name, open_token, card_timeout=self._limits.card_timeout, clock=self._clock
         )
-        admission = Admission(record.name, capacity=self._limits.queue, clock=self._clock)
-        return Token(record, worker, admission)
+        admission = Admission(
+            record.name,
+            capacity=self._limits.queue,
+            clock=self._clock,
+            healthy=lambda: token.problem is None,
+        )
+        token = Token(record, worker, admission)
+        return token

@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from vmtoken.clock import Clock
@@ -137,6 +137,16 @@ class Sessions:
                 if each.resumption.single_use:
                     del kept[key]
                 yield each.resumption
+
+    def resumable(self, vm: uuid.UUID, purpose: Purpose) -> bool:
+        """Whether there is a session to resume, however it was to be with our certificate."""
+        if vm not in self._vms:
+            return False
+        now = self._clock.monotonic()
+        return any(
+            each.expires > now and replace(each.purpose, certificate=purpose.certificate) == purpose
+            for each in self._vms[vm].resumptions.values()
+        )
 
     def drop(self, vm: uuid.UUID, purpose: Purpose, handle: bytes) -> None:
         """Forget one resumable session, if it is still there."""

@@ -58,6 +58,12 @@ class TokenWorker:
         """Why the token could not be opened the last time, or hangs; None when all is well."""
         return self._hung_error() if self._hung else self._card.problem
 
+    @property
+    def busy_for(self) -> float:
+        """Seconds that the job under way has taken so far; 0.0 while there is none."""
+        since = self._busy_since
+        return self._clock.monotonic() - since if since is not None else 0.0
+
     async def run(self, job: Callable[[HandshakeToken], Result]) -> Result:
         """Do something with the open token. Raises what opening or the job raises, or `TokenUnavailable`.
 
@@ -108,8 +114,7 @@ class TokenWorker:
         self._watch = None
         if not self._pending:
             return
-        since = self._busy_since
-        left = self._card_timeout - (self._clock.monotonic() - since if since is not None else 0.0)
+        left = self._card_timeout - self.busy_for
         if left <= 0 and not self._hung:
             self._set_aside()
         self._watch = self._loop.call_later(max(left, self._card_timeout / 10), self._look)

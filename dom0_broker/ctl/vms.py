@@ -31,7 +31,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     remove.add_argument("vm", help="name or UUID")
     remove.set_defaults(run=_remove)
     _register_enroll(group)
-    bind = group.add_parser("bind", help="let a VM use a token")
+    bind = group.add_parser(
+        "bind",
+        help="let a VM use a token",
+        description="Several tokens with the same subject and alternative names can be bound under one name. "
+        "The VM sees one token, and each handshake takes the first of them that is free and works.",
+    )
     bind.add_argument("vm", help="name or UUID")
     bind.add_argument("token")
     bind.add_argument(
@@ -41,6 +46,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     unbind = group.add_parser("unbind", help="take a token away from a VM")
     unbind.add_argument("vm", help="name or UUID")
     unbind.add_argument("name", help="the name that the VM sees")
+    unbind.add_argument("--token", default="", help="only this one of a pool; all of the name if not given")
     unbind.set_defaults(run=_unbind)
 
 
@@ -100,17 +106,16 @@ async def _bind(arguments: argparse.Namespace) -> None:
 
 async def _unbind(arguments: argparse.Namespace) -> None:
     async with admin(arguments) as broker:
-        await broker.Unbind(pb.UnbindRequest(vm=arguments.vm, name=arguments.name))
-    say(f"VM '{arguments.vm}' has no token '{arguments.name}' any more.")
+        await broker.Unbind(pb.UnbindRequest(vm=arguments.vm, name=arguments.name, token=arguments.token))
+    one = f"'{arguments.token}' as " if arguments.token else ""
+    say(f"VM '{arguments.vm}' has no token {one}'{arguments.name}' any more.")
 
 
 def _row(vm: pb.Vm) -> Row:
     return {
         "name": vm.name,
         "uuid": vm.uuid,
-        "tokens": [
-            each.name if each.name == each.token else f"{each.name} ({each.token})" for each in vm.bindings
-        ],
+        "tokens": _bindings(vm),
         "handshakes": vm.handshakes,
         "enrolled": bool(vm.certificate_sha256),
         "certificate_sha256": vm.certificate_sha256.hex(),
@@ -118,8 +123,12 @@ def _row(vm: pb.Vm) -> Row:
     }
 
 
-def _binding(binding: pb.Binding) -> str:
-    return binding.name if binding.name == binding.token else f"{binding.name} ({binding.token})"
+def _bindings(vm: pb.Vm) -> list[str]:
+    """`web`, or `login (web)`, or `login (card-1, card-2)` for a pool."""
+    pools: dict[str, list[str]] = {}
+    for each in vm.bindings:
+        pools.setdefault(each.name, []).append(each.token)
+    return [name if tokens == [name] else f"{name} ({', '.join(tokens)})" for name, tokens in pools.items()]
 
 
 def _request(key: ec.EllipticCurvePrivateKey, vm: str) -> bytes:

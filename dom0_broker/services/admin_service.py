@@ -117,7 +117,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def Unbind(self, request: pb.UnbindRequest, context: Context) -> pb.UnbindResponse:
         """Take a token away from a VM."""
-        await self._vms.unbind(request.vm, request.name)
+        await self._vms.unbind(request.vm, request.name, request.token or None)
         return pb.UnbindResponse()
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:

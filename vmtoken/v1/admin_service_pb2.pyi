@@ -298,7 +298,7 @@ class Vm(_message.Message):
     """Handshakes open or waiting now."""
     @_builtins.property
     def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Binding]:
-        """Its tokens, sorted by name."""
+        """Its tokens, sorted by name; those of one name, a pool, in the order in which they were bound."""
 
     def __init__(
         self,
@@ -581,19 +581,23 @@ class UnbindRequest(_message.Message):
 
     VM_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     vm: _builtins.str
     """Name or UUID of the VM."""
     name: _builtins.str
     """The name that the VM sees."""
+    token: _builtins.str
+    """Only this one of the tokens of that name; empty for all."""
     def __init__(
         self,
         *,
         vm: _builtins.str = ...,
         name: _builtins.str = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "vm", b"vm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "token", b"token", "vm", b"vm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

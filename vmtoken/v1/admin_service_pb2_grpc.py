@@ -176,14 +176,16 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Bind(self, request, context):
-        """Lets a VM use a token, under a name of the VM's own.
+        """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
+        one token, and each handshake takes the first card that is free. They have the same identity, which is
+        subject and alternative names of their certificates; one without a certificate is let in and not used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Unbind(self, request, context):
-        """Takes a token away from a VM.
+        """Takes a token away from a VM, or one card out of a pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

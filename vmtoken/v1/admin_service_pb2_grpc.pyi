@@ -48,9 +48,12 @@ class AdminServiceStub:
     EnrollVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EnrollVmRequest, _admin_service_pb2.EnrollVmResponse]
     """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
     Bind: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BindRequest, _admin_service_pb2.BindResponse]
-    """Lets a VM use a token, under a name of the VM's own."""
+    """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
+    one token, and each handshake takes the first card that is free. They have the same identity, which is
+    subject and alternative names of their certificates; one without a certificate is let in and not used.
+    """
     Unbind: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnbindRequest, _admin_service_pb2.UnbindResponse]
-    """Takes a token away from a VM."""
+    """Takes a token away from a VM, or one card out of a pool."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTokenRequest, _admin_service_pb2.CreateTokenResponse]
     """Makes a new token with random PINs that stay with the broker, and a key pair inside it."""
     AddToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AddTokenRequest, _admin_service_pb2.AddTokenResponse]
@@ -92,9 +95,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     EnrollVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EnrollVmRequest, _admin_service_pb2.EnrollVmResponse]  # type: ignore[assignment]
     """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
     Bind: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BindRequest, _admin_service_pb2.BindResponse]  # type: ignore[assignment]
-    """Lets a VM use a token, under a name of the VM's own."""
+    """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
+    one token, and each handshake takes the first card that is free. They have the same identity, which is
+    subject and alternative names of their certificates; one without a certificate is let in and not used.
+    """
     Unbind: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnbindRequest, _admin_service_pb2.UnbindResponse]  # type: ignore[assignment]
-    """Takes a token away from a VM."""
+    """Takes a token away from a VM, or one card out of a pool."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTokenRequest, _admin_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
     """Makes a new token with random PINs that stay with the broker, and a key pair inside it."""
     AddToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AddTokenRequest, _admin_service_pb2.AddTokenResponse]  # type: ignore[assignment]
@@ -175,7 +181,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.BindRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.BindResponse, _abc.Awaitable[_admin_service_pb2.BindResponse]]:
-        """Lets a VM use a token, under a name of the VM's own."""
+        """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
+        one token, and each handshake takes the first card that is free. They have the same identity, which is
+        subject and alternative names of their certificates; one without a certificate is let in and not used.
+        """
 
     @_abc_1.abstractmethod
     def Unbind(
@@ -183,7 +192,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.UnbindRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.UnbindResponse, _abc.Awaitable[_admin_service_pb2.UnbindResponse]]:
-        """Takes a token away from a VM."""
+        """Takes a token away from a VM, or one card out of a pool."""
 
     @_abc_1.abstractmethod
     def CreateToken(

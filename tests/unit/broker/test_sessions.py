@@ -1,30 +1,18 @@
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime
+from dataclasses import replace
 
 import pytest
 
 from dom0_broker.sessions import ENOUGH_RESUMPTIONS, LONGEST_LIFETIME, Purpose, Session, Sessions, Summary
+from tests.fakes.clock import FixedClock
 from vmtoken.tls.codes import ProtocolVersion
-from vmtoken.token import Resumption, ServerIdentity
+from vmtoken.token import CertificateMode, Resumption, ServerIdentity
 
 A, B = uuid.UUID(int=1), uuid.UUID(int=2)
 PURPOSE = Purpose("web", "server.example", 443, ("h2",), ProtocolVersion.TLS_1_2, ProtocolVersion.TLS_1_3)
 SERVER = ServerIdentity("server.example", (b"\x01" * 32,), b"leaf")
-
-
-class FixedClock:
-    """Time that moves when told to."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.seconds, UTC)
-
-    def monotonic(self) -> float:
-        return self.seconds
 
 
 def resumption(handle: bytes, *, single_use: bool = True, lifetime: int = 3600) -> Resumption:
@@ -135,3 +123,13 @@ def test_no_more_sessions_are_wanted_than_can_be_of_use(clock: FixedClock) -> No
     assert sessions.wanted(A, PURPOSE) == 1
     clock.seconds = 3600 / 2
     assert sessions.wanted(A, PURPOSE) == ENOUGH_RESUMPTIONS
+
+
+def test_session_that_can_be_resumed_is_seen_and_stays(sessions: Sessions, clock: FixedClock) -> None:
+    assert not sessions.resumable(A, PURPOSE)
+    sessions.keep(A, replace(PURPOSE, certificate=CertificateMode.ALWAYS), resumption(b"1"))
+    assert [sessions.resumable(A, PURPOSE) for _ in range(2)] == [True, True]
+    assert not sessions.resumable(B, PURPOSE)
+    assert not sessions.resumable(A, replace(PURPOSE, token="card-2"))
+    clock.seconds += 3601
+    assert not sessions.resumable(A, PURPOSE)
