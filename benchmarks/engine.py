@@ -13,13 +13,16 @@ from OpenSSL import SSL
 from benchmarks.bench import VERSIONS, Bench
 from benchmarks.local import client_context
 from benchmarks.rows import CpuMeter, Row, in_turns, median
+from tests.fakes.signing_key import SoftwareKey
 from tests.support.engine_client import client_config
-from tests.support.pki import SERVER_NAME, Identity, IdentityFiles, client_identity, server_identity
+from tests.support.pki import NOW, SERVER_NAME, Identity, IdentityFiles, client_identity, server_identity
+from tests.support.tokens import engine_token
 from vmtoken.tls.client import ClientConnection
 from vmtoken.tls.codes import CipherSuite, NamedGroup, ProtocolVersion
 from vmtoken.tls.config import ClientConfig
 from vmtoken.tls.events import HandshakeComplete, NeedData, SignatureNeeded
 from vmtoken.tls.signatures import sign
+from vmtoken.token import HandshakeStart, HandshakeToken
 
 GOAL = "<= 1.0"
 _CODES = {"1.2": ProtocolVersion.TLS_1_2, "1.3": ProtocolVersion.TLS_1_3}
@@ -42,6 +45,9 @@ def rows(bench: Bench) -> Iterator[Row]:
         costs = measure([ours, theirs])
         goal = GOAL if version == "1.3" else ""
         yield Row(f"engine CPU, TLS {version} full, X25519", median(costs[0]), "us", median(costs[1]), goal)
+        token = functools.partial(token_client, engine_token(SoftwareKey(client)), ssl_server(files))
+        costs = measure([token, theirs])
+        yield Row(f"engine token CPU, TLS {version} full", median(costs[0]), "us", median(costs[1]))
     # The system's OpenSSL, and so the yardstick, has X25519 only.
     theirs = functools.partial(ssl_client, client_context(client, bench.directory), ssl_server(files))
     ours = functools.partial(our_client, client, pyopenssl_server(files), NamedGroup.X25519MLKEM768, "1.3")
@@ -75,6 +81,23 @@ def our_client(
     with meter:
         connection.key_block()
     peer.exchange(records)
+    return meter.read()
+
+
+def token_client(token: HandshakeToken, server: Callable[[], MemoryServer]) -> float:
+    """The same of a key that can only sign with the engine, while somebody waits: shares are made before.
+
+    It offers all groups and suites, asks for consent, and verifies the signature that the key made.
+    """
+    peer, meter = server(), CpuMeter()
+    token.abort()
+    with meter:
+        step = token.start(HandshakeStart(SERVER_NAME, int(NOW.timestamp())), lambda _: None)
+    while step.result is None:
+        answer = peer.exchange(step.client_flight)
+        with meter:
+            step = token.process(answer)
+    peer.exchange(step.client_flight)
     return meter.read()
 
 

@@ -68,6 +68,9 @@ class Credential:
     """Best first."""
 
     public_key: PublicKey = field(init=False, repr=False)
+    versions: tuple[ProtocolVersion, ...] = field(init=False)
+    """Those in which the key can sign with one of the schemes, best first."""
+
     issuers: frozenset[bytes] = field(init=False, repr=False)
     """DER Names of the CAs of the chain, to be compared with those that a server names."""
 
@@ -82,18 +85,11 @@ class Credential:
             if not any(public_key.can_use(scheme, version) for version in ProtocolVersion):
                 raise ValueError(f"the key of the certificate cannot sign with {scheme.name}")
         names = frozenset(CertificateFields.of(der).issuer for der in self.certificate_chain)
+        versions = {v for v in ProtocolVersion if any(public_key.can_use(s, v) for s in self.schemes)}
         object.__setattr__(self, "public_key", public_key)
+        object.__setattr__(self, "versions", tuple(sorted(versions, reverse=True)))
         object.__setattr__(self, "issuers", names)
         object.__setattr__(self, "messages", _certificate_messages(self.certificate_chain))
-
-    @property
-    def versions(self) -> tuple[ProtocolVersion, ...]:
-        """Those in which the key can sign with one of the schemes, best first."""
-        return tuple(
-            version
-            for version in sorted(ProtocolVersion, reverse=True)
-            if any(self.public_key.can_use(scheme, version) for scheme in self.schemes)
-        )
 
     def is_issued_by_one_of(self, names: Sequence[bytes]) -> bool:
         """Whether a CA of the chain is among `names` (DER); no names means any CA."""
