@@ -14,7 +14,7 @@ import msgspec
 
 from dom0_broker.administration import VmAdministration, recorded
 from dom0_broker.admission import Quotas
-from dom0_broker.audit import AuditError, AuditLog, AuditNotes
+from dom0_broker.audit import AuditError, AuditLog, AuditNotes, Fields
 from dom0_broker.backends.registry import BackendSettings, TokenBackend, backend_for
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
@@ -25,6 +25,8 @@ from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Inventory, TokenState
 from dom0_broker.listeners import AdminLink, Links, make_runtime_directories
 from dom0_broker.personalisation import TokenAdministration
+from dom0_broker.pin_administration import PinAdministration
+from dom0_broker.pins import PinKeeper
 from dom0_broker.policy import Policy, PolicyError, read_policy, read_policy_or_deny
 from dom0_broker.pool import Probes
 from dom0_broker.safe import Safe
@@ -71,8 +73,10 @@ class App:
             apdus=config.soft.apdus,
             pin_reserve=config.limits.pin_reserve,
         )
-        elements = Elements(lambda scheme: backends(scheme, settings), safe)
         self._store = Store(config.database)
+        reserve = config.limits.pin_reserve
+        self._pins = PinKeeper(self._store, safe, self._clock, self._report, reserve=reserve)
+        elements = Elements(lambda scheme: backends(scheme, settings), self._pins)
         self._desk = self._new_desk(elements)
         self._probes = Probes(self._desk.inventory, self._clock)
         self._broker = Broker(self._desk)
@@ -147,7 +151,9 @@ class App:
     def _new_desk(self, elements: Elements) -> Desk:
         config, clock = self.config, self._clock
         return Desk(
-            inventory=Inventory(self._store, elements.open, config.limits, clock),
+            inventory=Inventory(
+                self._store, elements.open, config.limits, clock, pin_refused=self._pins.refused_later
+            ),
             sessions=Sessions(per_vm=config.limits.vm_tickets, clock=clock),
             audit=AuditLog(config.audit_path, clock, sync_always=config.audit.sync is AuditSync.ALWAYS),
             notes=AuditNotes(clock),
@@ -166,8 +172,16 @@ class App:
         )
         one_at_a_time = asyncio.Lock()
         vms = VmAdministration(self._store, self._desk, self.links, self._ca, one_at_a_time)
-        tokens = TokenAdministration(self._store, self._desk, elements, one_at_a_time)
-        return AdminService(self._desk, vms, tokens, control)
+        tokens = TokenAdministration(self._store, self._desk, elements, self._pins, one_at_a_time)
+        pins = PinAdministration(self._desk, elements, self._pins, one_at_a_time)
+        return AdminService(self._desk, vms, tokens, pins, control)
+
+    def _report(self, event: str, fields: Fields) -> None:
+        """What happened to a PIN has happened, recorded or not. Called in the threads of tokens."""
+        try:
+            self._desk.audit.append(event, fields)
+        except AuditError as error:
+            log.error("not in the audit log", extra={"event": event, "because": str(error)})  # noqa: TRY400
 
     async def _open_tcp(self) -> None:
         host, _ = split_address(self.config.tcp.listen)

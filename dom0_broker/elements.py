@@ -1,4 +1,4 @@
-"""Tokens by their URIs: the backend that a scheme names, and the PINs that the store keeps sealed."""
+"""Tokens by their URIs: the backend that a scheme names, given the PINs that the broker keeps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import contextlib
 import functools
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
-from dom0_broker.safe import Safe
-from dom0_broker.store import TokenRecord
-from vmtoken.errors import InvalidRequest, TokenNotFound
+from dom0_broker.pins import PinKeeper
+from dom0_broker.store import PinRole, TokenRecord
+from vmtoken.errors import (
+    InvalidRequest,
+    PinBlocked,
+    PinMissing,
+    PinRejected,
+    TokenNotFound,
+    TokenUnavailable,
+    VmTokenError,
+)
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
 
@@ -27,35 +35,78 @@ _PIN_LENGTH: Final = 8
 class Elements:
     """Makes, opens and deletes what is behind tokens. Methods block."""
 
-    def __init__(self, backend_for: BackendFor, safe: Safe) -> None:
+    def __init__(self, backend_for: BackendFor, pins: PinKeeper) -> None:
         self._backend_for = functools.cache(backend_for)  # a backend knows what it has open
-        self._safe = safe
+        self._pins = pins
 
     def open(self, record: TokenRecord) -> HandshakeToken:
         """The card behind a token, with its user PIN. Called in the token's thread."""
         backend, locator = self._backend(record.uri)
-        pin = self._pin(record.sealed_user_pin, _user(record.name))
-        return backend.open(locator, pin, record.kept)
+        return self._pins.try_all(
+            record.name,
+            PinRole.USER,
+            lambda: backend.pin_state(locator),
+            lambda pin: backend.open(locator, pin, record.kept),
+        )
 
-    def open_issuer(self, record: TokenRecord) -> TokenIssuer:
+    @contextlib.contextmanager
+    def issuing(self, record: TokenRecord) -> Iterator[TokenIssuer]:
         """For personalisation, with the PINs that the broker has. Raises `PinMissing` if one lacks."""
         backend, locator = self._backend(record.uri)
-        operator = self._pin(record.sealed_operator_pin, _operator(record.name))
-        user = self._pin(record.sealed_user_pin, _user(record.name))
-        return backend.open_issuer(locator, operator, user)
+        roles = (PinRole.OPERATOR, PinRole.USER)
+        with self._pins.presenting(record.name, roles, lambda: backend.pin_state(locator)) as pins:
+            issuer = backend.open_issuer(locator, pins[PinRole.OPERATOR], pins[PinRole.USER])
+            with contextlib.closing(issuer):
+                yield issuer
 
-    def plan(self, name: str, uri: str) -> TokenRecord:
-        """The record of an element to be made, with random PINs that nobody sees."""
-        return self.record(name, uri, _random_pin(), _random_pin())
-
-    def create(self, record: TokenRecord) -> None:
-        """Make a planned element, whose PINs are on the disk by now."""
+    def create(self, record: TokenRecord, pins: Pins) -> None:
+        """Make an element whose PINs are on the disk by now."""
         backend, locator = self._backend(record.uri)
-        user = self._pin(record.sealed_user_pin, _user(record.name))
-        operator = self._pin(record.sealed_operator_pin, _operator(record.name))
-        assert user is not None, "planned with both PINs"
-        assert operator is not None
-        backend.create(locator, Pins(user, operator))
+        backend.create(locator, pins)
+
+    def read_pins(self, record: TokenRecord) -> None:
+        """Ask for the retry counters. Called in the token's thread, while the token is closed."""
+        backend, locator = self._backend(record.uri)
+        self._pins.told(record.name, backend.pin_state(locator))
+
+    def set_pin(self, record: TokenRecord, role: PinRole, pin: SecretBytes, *, again: bool) -> str:
+        """Try a PIN once, and keep it if the token takes it; errors as `open`.
+
+        The answer is why the token could not take or refuse it, if so: the next opening then tries it.
+        """
+        self._settle(record)
+        earlier = self._pins.propose(record.name, role, pin, again=again)
+        try:
+            self._try(record, role)
+        except (PinRejected, PinBlocked, PinMissing, TokenUnavailable):
+            self._pins.withdraw(record.name, role, earlier)
+            raise
+        except VmTokenError as error:
+            return error.message
+        return ""
+
+    def change_user_pin(self, record: TokenRecord, new_pin: SecretBytes) -> None:
+        """Have the token take another user PIN, and keep that. Called in the token's thread."""
+        self._settle(record)
+        backend, locator = self._backend(record.uri)
+        self._pins.change(
+            record.name,
+            new_pin,
+            lambda: backend.pin_state(locator),
+            lambda old, new: backend.change_user_pin(locator, old, new),
+        )
+
+    def unblock_user_pin(self, record: TokenRecord, code: SecretBytes | None, new_pin: SecretBytes) -> None:
+        """Have the token take a user PIN with all its tries, and keep that; `code` as `PinKeeper.unblock`."""
+        self._settle(record)
+        backend, locator = self._backend(record.uri)
+        self._pins.unblock(
+            record.name,
+            code,
+            new_pin,
+            lambda: backend.pin_state(locator),
+            lambda given, new: backend.unblock_user_pin(locator, given, new),
+        )
 
     def delete(self, record: TokenRecord) -> None:
         """Destroy the element and its key; it may be gone already."""
@@ -63,14 +114,24 @@ class Elements:
         with contextlib.suppress(TokenNotFound):
             backend.delete(locator)
 
-    def record(
-        self, name: str, uri: str, user_pin: SecretBytes | None, operator_pin: SecretBytes | None
-    ) -> TokenRecord:
+    def record(self, name: str, uri: str) -> TokenRecord:
         """What the store keeps of a token. Raises `InvalidRequest` for a URI of no known scheme."""
         self._backend(uri)
-        user = self._safe.seal(user_pin, _user(name)) if user_pin else None
-        operator = self._safe.seal(operator_pin, _operator(name)) if operator_pin else None
-        return TokenRecord(name, uri, user, operator)
+        return TokenRecord(name, uri)
+
+    def _settle(self, record: TokenRecord) -> None:
+        """If it is not known which PIN the token has, find out before there is one more."""
+        if not self._pins.is_settled(record.name):
+            with contextlib.suppress(VmTokenError):
+                self.open(record).close()
+
+    def _try(self, record: TokenRecord, role: PinRole) -> None:
+        if role is PinRole.OPERATOR:
+            with self.issuing(record):
+                return
+        backend, locator = self._backend(record.uri)
+        with self._pins.presenting(record.name, (role,), lambda: backend.pin_state(locator)) as pins:
+            backend.open(locator, pins[role], record.kept).close()
 
     def _backend(self, uri: str) -> tuple[TokenBackend, str]:
         scheme, colon, locator = uri.partition(":")
@@ -78,16 +139,10 @@ class Elements:
             raise InvalidRequest(f"The URI '{uri}' is not one of a token; an example is soft:web01.")
         return self._backend_for(scheme), locator
 
-    def _pin(self, sealed: bytes | None, purpose: str) -> SecretBytes | None:
-        return None if sealed is None else self._safe.open(sealed, purpose)
 
-
-def _user(name: str) -> str:
-    return f"user PIN of token {name}"
-
-
-def _operator(name: str) -> str:
-    return f"operator PIN of token {name}"
+def random_pins() -> Pins:
+    """PINs of a new element that nobody sees."""
+    return Pins(_random_pin(), _random_pin())
 
 
 def _random_pin() -> SecretBytes:

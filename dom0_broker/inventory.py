@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from dom0_broker.admission import Admission
 from dom0_broker.config import Limits
@@ -17,6 +17,7 @@ from vmtoken.clock import Clock
 from vmtoken.errors import (
     NotFound,
     NoTokenBound,
+    PinRejected,
     TokenNotFound,
     TokenNotReady,
     TokenUnavailable,
@@ -27,11 +28,22 @@ from vmtoken.token import HandshakeToken, TokenDescription
 OpenToken = Callable[[TokenRecord], HandshakeToken]
 """Opens the card behind a token with its PIN; blocks; called in the token's thread."""
 
+PinRefused = Callable[[str, PinRejected], None]
+"""Hears that an open token, named, refused its PIN; called in the token's thread."""
+
 _OPENING = 5.0
 """Seconds that a list waits for a card that is being opened."""
 
 OVERDUE: Final = 5.0
 """Seconds after which a card that has not answered is passed over while others do; a slow one takes half."""
+
+_OPERATOR: Final = uuid.UUID(int=0)
+"""Stands for the operator in a token's queue."""
+
+_WAIT: Final = 30.0
+"""Seconds that the operator waits for a token that VMs are using."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -48,6 +60,14 @@ class Token:
     def name(self) -> str:
         """The token's own name."""
         return self.record.name
+
+    async def alone(self, work: Callable[[], Result]) -> Result:
+        """Do something with the card while nobody has it open, for the operator, who waits as VMs do."""
+        await self.admission.acquire(_OPERATOR, asyncio.get_running_loop().time() + _WAIT)
+        try:
+            return await self.worker.run_closed(work)
+        finally:
+            self.admission.release()
 
     async def state(self) -> TokenState:
         """What the token is now; opens it if need be, without a handshake slot."""
@@ -111,8 +131,17 @@ class _Vm:
 class Inventory:
     """The store's content in memory, with a worker a token. Used from the event loop only."""
 
-    def __init__(self, store: Store, open_token: OpenToken, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        open_token: OpenToken,
+        limits: Limits,
+        clock: Clock,
+        *,
+        pin_refused: PinRefused = lambda token, error: None,
+    ) -> None:
         self._open_token = open_token
+        self._pin_refused = pin_refused
         self._limits = limits
         self._clock = clock
         self._vms = {record.identity.uuid: _Vm(record) for record in store.vms()}
@@ -246,7 +275,11 @@ class Inventory:
             return self._open_token(self._tokens[record.name].record)
 
         worker = TokenWorker(
-            record.name, open_token, card_timeout=self._limits.card_timeout, clock=self._clock
+            record.name,
+            open_token,
+            card_timeout=self._limits.card_timeout,
+            clock=self._clock,
+            pin_refused=lambda error: self._pin_refused(record.name, error),
         )
         admission = Admission(
             record.name,

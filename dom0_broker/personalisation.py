@@ -6,42 +6,38 @@ Work on a card runs in the token's own thread, between two handshakes. Every cha
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from dom0_broker.administration import recorded
 from dom0_broker.audit import Fields
 from dom0_broker.backends.base import Kept, TokenIssuer
 from dom0_broker.domains import checked_name
-from dom0_broker.elements import Elements
+from dom0_broker.elements import Elements, random_pins
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token
-from dom0_broker.store import Store, TokenRecord
+from dom0_broker.pins import PinKeeper
+from dom0_broker.store import PinRole, Store, TokenRecord
 from vmtoken.cards.codes import KeyAlgorithm
-from vmtoken.errors import AlreadyExists, Conflict, InvalidRequest
+from vmtoken.errors import AlreadyExists, Conflict
 from vmtoken.secret import SecretBytes
 
 __all__ = ["KeyAlgorithm", "TokenAdministration"]
 
 Result = TypeVar("Result")
 
-_OPERATOR: Final = uuid.UUID(int=0)
-"""Stands for the operator in a token's queue, who waits in turn with the VMs."""
-
-_WAIT: Final = 30.0
-"""Seconds that the operator waits for a token that VMs are using."""
-
 
 class TokenAdministration:
     """Tokens. Used from the event loop; cards and store work in threads."""
 
-    def __init__(self, store: Store, desk: Desk, elements: Elements, one_at_a_time: asyncio.Lock) -> None:
+    def __init__(
+        self, store: Store, desk: Desk, elements: Elements, pins: PinKeeper, one_at_a_time: asyncio.Lock
+    ) -> None:
         self._store = store
         self._desk = desk
         self._elements = elements
+        self._pins = pins
         self._one_at_a_time = one_at_a_time
 
     async def create(self, name: str, uri: str, algorithm: KeyAlgorithm) -> tuple[str, bytes]:
@@ -49,7 +45,7 @@ class TokenAdministration:
         uri = uri or f"soft:{name}"
         async with self._one_at_a_time:
             self._check_free(name, uri)
-            record = self._elements.plan(name, uri)
+            record = self._elements.record(name, uri)
             await asyncio.to_thread(self._make, record)
             token = self._desk.inventory.put_token(record)
             await self._record("token-created", token, {"uri": uri, "algorithm": algorithm.name})
@@ -61,8 +57,11 @@ class TokenAdministration:
         """Make a token known that exists. Raises `AlreadyExists`, `InvalidRequest`."""
         async with self._one_at_a_time:
             self._check_free(name, uri)
-            record = self._elements.record(name, uri, user_pin, operator_pin)
-            await asyncio.to_thread(self._store.add_token, record)
+            record = self._elements.record(name, uri)
+            given = {PinRole.USER: user_pin, PinRole.OPERATOR: operator_pin}
+            pins = self._pins.sealed(name, {role: pin for role, pin in given.items() if pin is not None})
+            await asyncio.to_thread(self._store.add_token, record, pins)
+            self._pins.adopt(name, pins)
             token = self._desk.inventory.put_token(record)
             await self._record("token-added", token, {"uri": uri})
         return token
@@ -116,33 +115,17 @@ class TokenAdministration:
         self._desk.sessions.forget_token(name)
         await self._record("trust-installed", token, {"anchors": len(certificates)})
 
-    async def use_pin(self, name: str, user_pin: SecretBytes) -> None:
-        """Use another user PIN from now on, after it was tried once. Raises `PinRejected`, `PinBlocked`."""
-        if not len(user_pin):
-            raise InvalidRequest("The PIN is empty.")
-        async with self._one_at_a_time:
-            token = self._desk.inventory.token(name)
-            earlier = token.record
-            record = self._elements.record(name, earlier.uri, user_pin, None)
-            token.record = replace(earlier, sealed_user_pin=record.sealed_user_pin)
-            try:
-                await self._alone(token, lambda: None)
-                await token.worker.run(lambda _: None)
-            except BaseException:
-                token.record = earlier
-                await token.worker.run_closed(lambda: None)
-                raise
-            assert record.sealed_user_pin is not None, "a PIN was given"
-            await asyncio.to_thread(self._store.set_user_pin, name, record.sealed_user_pin)
-            await self._record("pin-changed", token)
-
     def _make(self, record: TokenRecord) -> None:
         """PINs first: killed in between, there is a token without an element, and never the reverse."""
-        self._store.add_token(record)
+        pins = random_pins()
+        sealed = self._pins.sealed(record.name, {PinRole.USER: pins.user, PinRole.OPERATOR: pins.operator})
+        self._store.add_token(record, sealed)
+        self._pins.adopt(record.name, sealed)
         try:
-            self._elements.create(record)
+            self._elements.create(record, pins)
         except BaseException:
             self._store.remove_token(record.name)
+            self._pins.forget(record.name)
             raise
 
     def _unmake(self, record: TokenRecord, destroy: bool) -> None:
@@ -150,29 +133,22 @@ class TokenAdministration:
         if destroy:
             self._elements.delete(record)
         self._store.remove_token(record.name)
+        self._pins.forget(record.name)
 
     async def _keep(self, token: Token, kept: Kept) -> None:
         """What the token cannot keep itself; it is opened anew with it."""
         await asyncio.to_thread(self._store.keep_certificates, token.name, kept)
         token.record = replace(token.record, kept=kept)
-        await self._alone(token, lambda: None)
+        await token.alone(lambda: None)
 
     async def _issue(self, token: Token, work: Callable[[TokenIssuer], Result]) -> Result:
         """Personalise a card while nobody else has it."""
 
         def issue() -> Result:
-            with closing(self._elements.open_issuer(token.record)) as issuer:
+            with self._elements.issuing(token.record) as issuer:
                 return work(issuer)
 
-        return await self._alone(token, issue)
-
-    async def _alone(self, token: Token, work: Callable[[], Result]) -> Result:
-        end = asyncio.get_running_loop().time() + _WAIT
-        await token.admission.acquire(_OPERATOR, end)
-        try:
-            return await token.worker.run_closed(work)
-        finally:
-            token.admission.release()
+        return await token.alone(issue)
 
     def _check_free(self, name: str, uri: str) -> None:
         checked_name(name, "token")

@@ -20,9 +20,6 @@ from vmtoken.clock import Clock
 from vmtoken.errors import (
     Conflict,
     InvalidRequest,
-    PinBlocked,
-    PinMissing,
-    PinRejected,
     TokenBusy,
     TokenNotReady,
     VmTokenError,
@@ -132,7 +129,7 @@ def check_replacement(inventory: Inventory, token: Token, leaf: bytes) -> None:
 class Probes:
     """Opens cards again that did not work, so that no handshake has to be the one that finds out.
 
-    A PIN is never tried for that: the worker keeps its refusal. Used from the event loop only.
+    No PIN is lost by that: `PinKeeper` presents none that was refused. Used from the event loop only.
     """
 
     def __init__(self, inventory: Inventory, clock: Clock) -> None:
@@ -146,7 +143,7 @@ class Probes:
         """Begin what is due; to be called about once a second."""
         for token in self._inventory.tokens():
             problem = token.worker.problem
-            if problem is None or isinstance(problem, PinRejected | PinBlocked | PinMissing):
+            if problem is None:
                 self._forget(token.name)
             elif token.name not in self._running and self._is_due(token.name):
                 self._running[token.name] = asyncio.create_task(self._probe(token))

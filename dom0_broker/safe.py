@@ -6,6 +6,7 @@ one element's file does not pass for another's.
 
 from __future__ import annotations
 
+import hmac
 import os
 from typing import Final
 
@@ -47,6 +48,11 @@ class Safe:
             raise SealBroken(
                 f"The secret for {purpose} was not sealed on this host, or is damaged."
             ) from error
+
+    def digest(self, secret: SecretBytes, purpose: str) -> bytes:
+        """32 octets that tell equal secrets, to nobody without the host's sealing key (HMAC-SHA-256)."""
+        key = HKDF(SHA256(), 32, None, self._owner + b" digest").derive(self._sealing_key.reveal())
+        return hmac.digest(key, purpose.encode() + bytes(1) + secret.reveal(), "sha256")
 
     def _cipher(self, salt: bytes) -> AESGCM:
         return AESGCM(HKDF(SHA256(), 32, salt, self._owner).derive(self._sealing_key.reveal()))

@@ -1,4 +1,4 @@
-"""What the broker must still know after a crash: VMs, tokens, bindings, sealed PINs.
+"""What the broker must still know after a crash: VMs, tokens, bindings, sealed PINs and what became of them.
 
 SQLite in WAL mode with `synchronous=FULL`: a change is on the disk when the method returns, or
 it never happened. Secrets come and go sealed; this file cannot open them.
@@ -6,12 +6,13 @@ it never happened. Secrets come and go sealed; this file cannot open them.
 
 from __future__ import annotations
 
+import enum
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -72,9 +73,33 @@ _SCHEMA: Final = (
         retired INTEGER NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE pins (
+        token TEXT NOT NULL REFERENCES tokens (name) ON DELETE CASCADE,
+        role TEXT NOT NULL,
+        sealed BLOB,
+        pending BLOB,
+        source TEXT NOT NULL DEFAULT '',
+        accepted INTEGER NOT NULL DEFAULT 0,
+        rejected INTEGER NOT NULL DEFAULT 0,
+        presented TEXT,
+        tries_before INTEGER,
+        refused BLOB NOT NULL DEFAULT x'90',
+        tries_left INTEGER,
+        tries INTEGER,
+        told_at REAL,
+        PRIMARY KEY (token, role)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO pins (token, role, sealed, accepted)
+        SELECT name, 'user', sealed_user_pin, 1 FROM tokens WHERE sealed_user_pin IS NOT NULL;
+    INSERT INTO pins (token, role, sealed, accepted)
+        SELECT name, 'operator', sealed_operator_pin, 1 FROM tokens WHERE sealed_operator_pin IS NOT NULL;
+    ALTER TABLE tokens DROP COLUMN sealed_user_pin;
+    ALTER TABLE tokens DROP COLUMN sealed_operator_pin;
+    """,
 )
-"""One script a version; a database of version n has had the first n scripts run. Lists of certificates are
-MessagePack arrays of DER; 90 is the empty one. `number` is an order in time; `retired` is in Unix seconds."""
+"""One script a version; a database of version n has had the first n scripts run. Lists of certificates and
+digests are MessagePack arrays; 90 is the empty one. `number` is an order in time; times in Unix seconds."""
 
 _BUSY_TIMEOUT = 5.0
 """Seconds; only a second broker on the same state directory, or an operator's sqlite3, makes us wait."""
@@ -98,9 +123,63 @@ class TokenRecord:
 
     name: str
     uri: str
-    sealed_user_pin: bytes | None
-    sealed_operator_pin: bytes | None
     kept: Kept = NOTHING_KEPT
+
+
+class PinRole(enum.StrEnum):
+    """Which PIN of a token."""
+
+    USER = "user"
+    """Opens the token for handshakes."""
+
+    OPERATOR = "operator"
+    """Opens it for personalisation; the management key of a PIV card."""
+
+
+class Presented(enum.StrEnum):
+    """Which PIN a token was given, as long as its answer is not known."""
+
+    CURRENT = "current"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class PinRecord:
+    """A PIN as stored, and what is known of it; `dom0_broker.pins` says what follows from that."""
+
+    sealed: bytes | None = None
+    """The PIN in use."""
+
+    pending: bytes | None = None
+    """One that the token was, or is to be, asked to take; sealed."""
+
+    source: str = ""
+    """Path of a file that holds the PIN, which is then not stored."""
+
+    accepted: bool = False
+    """Whether the token has taken the one in use."""
+
+    rejected: bool = False
+    """Whether the token has refused it: it was wiped, and none is tried before there is another."""
+
+    presented: Presented | None = None
+    tries_before: int | None = None
+    """Tries that were left when it was presented; None when the token does not tell."""
+
+    refused: tuple[bytes, ...] = ()
+    """Digests, under the host's sealing key, of PINs that the token has refused; oldest first."""
+
+    tries_left: int | None = None
+    """As the token told last; None when it never did."""
+
+    tries: int | None = None
+    """How many there are after a right PIN."""
+
+    told_at: float | None = None
+    """When `tries_left` was true; Unix time in seconds."""
+
+
+NO_PIN: Final = PinRecord()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +238,16 @@ class Store:
 
     def tokens(self) -> list[TokenRecord]:
         """All tokens, by name."""
-        columns = "name, uri, sealed_user_pin, sealed_operator_pin, chain, anchors"
-        rows = self._rows(f"SELECT {columns} FROM tokens ORDER BY name")  # noqa: S608
+        rows = self._rows("SELECT name, uri, chain, anchors FROM tokens ORDER BY name")
         return [
-            TokenRecord(name, uri, user, operator, Kept(_certificates(chain), _certificates(anchors)))
-            for name, uri, user, operator, chain, anchors in rows
+            TokenRecord(name, uri, Kept(_octets(chain), _octets(anchors)))
+            for name, uri, chain, anchors in rows
         ]
+
+    def pins(self) -> dict[tuple[str, PinRole], PinRecord]:
+        """All PINs, by token and role."""
+        rows = self._rows(f"SELECT token, role, {_PIN_COLUMNS} FROM pins")  # noqa: S608
+        return {(token, PinRole(role)): _pin_record(values) for token, role, *values in rows}
 
     def bindings(self) -> list[BindingRecord]:
         """All bindings, by VM and name, tokens of one name in the order in which they were bound."""
@@ -201,12 +284,14 @@ class Store:
             change = "UPDATE vms SET certificate_sha256 = ? WHERE uuid = ?"
             _one(database.execute(change, (certificate_sha256, str(vm))), f"There is no VM {vm}.")
 
-    def add_token(self, token: TokenRecord) -> None:
+    def add_token(self, token: TokenRecord, pins: Mapping[PinRole, PinRecord] | None = None) -> None:
         """Raises `AlreadyExists` when name or URI is taken."""
         with self._change(taken=f"There is a token '{token.name}' or one at {token.uri}.") as database:
-            values = (token.name, token.uri, token.sealed_user_pin, token.sealed_operator_pin)
             kept = (msgpack.encode(token.kept.chain), msgpack.encode(token.kept.anchors))
-            database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", values + kept)
+            insert = "INSERT INTO tokens (name, uri, chain, anchors) VALUES (?, ?, ?, ?)"
+            database.execute(insert, (token.name, token.uri, *kept))
+            for role, pin in (pins or {}).items():
+                database.execute(_PUT_PIN, (token.name, role, *_pin_values(pin)))
 
     def remove_token(self, name: str) -> None:
         """Raises `NotFound`, and `Conflict` while a VM has it."""
@@ -215,11 +300,11 @@ class Store:
                 database.execute("DELETE FROM tokens WHERE name = ?", (name,)), f"There is no token '{name}'."
             )
 
-    def set_user_pin(self, name: str, sealed_user_pin: bytes) -> None:
-        """Raises `NotFound`."""
-        with self._change() as database:
-            change = "UPDATE tokens SET sealed_user_pin = ? WHERE name = ?"
-            _one(database.execute(change, (sealed_user_pin, name)), f"There is no token '{name}'.")
+    def put_pins(self, name: str, pins: Mapping[PinRole, PinRecord]) -> None:
+        """Keep what is known of PINs of a token, all in one step. Raises `NotFound`."""
+        with self._change(absent=f"There is no token '{name}'.") as database:
+            for role, pin in pins.items():
+                database.execute(_PUT_PIN, (name, role, *_pin_values(pin)))
 
     def keep_certificates(self, name: str, kept: Kept) -> None:
         """For a token that cannot keep them itself. Raises `NotFound`."""
@@ -306,7 +391,28 @@ def _migrate(database: sqlite3.Connection) -> None:
         database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
 
 
-def _certificates(encoded: bytes) -> tuple[bytes, ...]:
+_PIN_COLUMNS: Final = ", ".join(field.name for field in fields(PinRecord))
+_PUT_PIN: Final = f"""
+    INSERT OR REPLACE INTO pins (token, role, {_PIN_COLUMNS})
+    VALUES ({", ".join("?" * (2 + len(fields(PinRecord))))})
+"""  # noqa: S608
+
+
+def _pin_values(pin: PinRecord) -> list[Any]:
+    values = asdict(pin) | {"refused": msgpack.encode(pin.refused)}
+    return [values[field.name] for field in fields(PinRecord)]
+
+
+def _pin_record(columns: Sequence[Any]) -> PinRecord:
+    values = dict(zip((field.name for field in fields(PinRecord)), columns, strict=True))
+    for flag in ("accepted", "rejected"):
+        values[flag] = bool(values[flag])
+    if values["presented"] is not None:
+        values["presented"] = Presented(values["presented"])
+    return PinRecord(**values | {"refused": _octets(values["refused"])})
+
+
+def _octets(encoded: bytes) -> tuple[bytes, ...]:
     return msgpack.decode(encoded, type=tuple[bytes, ...])
 
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from vmtoken.clock import Clock
 from vmtoken.errors import PinBlocked, PinMissing, PinRejected, TokenUnavailable, VmTokenError
-from vmtoken.token import HandshakeToken, TokenDescription
+from vmtoken.token import HandshakeFailed, HandshakeToken, TokenDescription
 
 log = logging.getLogger(__name__)
 
@@ -27,19 +27,26 @@ _LONGEST_PAUSE = 30.0
 class TokenWorker:
     """Runs jobs on a token, in its own thread, in order.
 
-    The token is opened by the first job and again after it was lost. A PIN problem is kept: nothing
-    tries that PIN again before `run_closed`. A job that takes longer than `card_timeout` sets the worker
-    aside: everybody is told at once that the token is unavailable, until the card comes back.
+    The token is opened by the first job and again after it was lost; one that could not be opened is tried
+    again after a pause that grows. `pin_refused` hears of a PIN that the open token refuses. A job that takes
+    longer than `card_timeout` sets the worker aside: everybody is told at once that the token is unavailable,
+    until the card comes back.
     """
 
     def __init__(
-        self, name: str, open_token: Callable[[], HandshakeToken], *, card_timeout: float, clock: Clock
+        self,
+        name: str,
+        open_token: Callable[[], HandshakeToken],
+        *,
+        card_timeout: float,
+        clock: Clock,
+        pin_refused: Callable[[PinRejected], None] = lambda error: None,
     ) -> None:
         self._name = name
         self._card_timeout = card_timeout
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._card = _Card(name, open_token, clock)
+        self._card = _Card(open_token, pin_refused, clock)
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._pending: set[_Job[Any]] = set()
         self._hung = self._stopped = False
@@ -79,6 +86,10 @@ class TokenWorker:
             return job()
 
         return await self._submit(closed)
+
+    async def run_if_closed(self, job: Callable[[], None]) -> None:
+        """Do something beside the token, such as reading its counters; nothing if it is open."""
+        await self._submit(lambda: None if self._card.is_open else job())
 
     def post(self, job: Callable[[HandshakeToken], None]) -> None:
         """Do something with the token if it is open, without waiting, such as an abort."""
@@ -179,23 +190,35 @@ class _Job(Generic[Result]):
 class _Card:
     """The token of a worker, open or not. Everything but the two attributes belongs to the thread."""
 
-    def __init__(self, name: str, open_token: Callable[[], HandshakeToken], clock: Clock) -> None:
+    def __init__(
+        self,
+        open_token: Callable[[], HandshakeToken],
+        pin_refused: Callable[[PinRejected], None],
+        clock: Clock,
+    ) -> None:
         self.description: TokenDescription | None = None
         self.problem: VmTokenError | None = None
-        self._name = name
         self._open_token = open_token
+        self._pin_refused = pin_refused
         self._clock = clock
         self._token: HandshakeToken | None = None
         self._pause = 0.0
         self._not_before = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        return self._token is not None
+
     def use(self, job: Callable[[HandshakeToken], Result]) -> Result:
         token = self._token or self._open()
         try:
             return job(token)
-        except TokenUnavailable as error:
-            self.drop()
-            self.problem = error
+        except (TokenUnavailable, PinRejected, PinBlocked) as error:
+            self._lost(error)
+            raise
+        except HandshakeFailed as failure:
+            if isinstance(failure.error, PinRejected | PinBlocked):
+                self._lost(failure.error)
             raise
 
     def use_if_open(self, job: Callable[[HandshakeToken], None]) -> None:
@@ -212,6 +235,12 @@ class _Card:
         self.problem = self.description = None
         self._pause, self._not_before = 0.0, 0.0
 
+    def _lost(self, error: VmTokenError) -> None:
+        self.drop()
+        self.problem = error
+        if isinstance(error, PinRejected):
+            self._pin_refused(error)
+
     def _open(self) -> HandshakeToken:
         self._check_problem()
         try:
@@ -227,9 +256,10 @@ class _Card:
         return token
 
     def _check_problem(self) -> None:
-        problem = self.problem
-        if isinstance(problem, PinRejected | PinBlocked | PinMissing):
-            raise problem.with_traceback(None)  # a PIN is not spent twice on the same doubt
-        left = self._not_before - self._clock.monotonic()
-        if isinstance(problem, TokenUnavailable) and left > 0:
+        problem, left = self.problem, self._not_before - self._clock.monotonic()
+        if left <= 0:
+            return
+        if isinstance(problem, TokenUnavailable):
             raise TokenUnavailable(problem.message, retry_after=round(left, 3))
+        if isinstance(problem, PinRejected | PinBlocked | PinMissing):
+            raise problem.with_traceback(None)  # a flood of handshakes need not ask the card each time

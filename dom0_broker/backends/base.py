@@ -35,13 +35,16 @@ NOTHING_KEPT: Final = Kept()
 
 @dataclass(frozen=True, slots=True)
 class PinState:
-    """How many tries of the user PIN are left, without spending one."""
+    """How many tries of the PINs are left, without spending one."""
 
     tries_left: int | None
     """None while it is verified, or when the token does not tell."""
 
     tries: int | None = None
     """How many there are after a right one; None when the token does not tell."""
+
+    operator_tries_left: int | None = None
+    """Of the operator PIN; None when the token does not tell, or has no counter for it."""
 
 
 @dataclass(frozen=True, slots=True)

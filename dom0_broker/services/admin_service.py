@@ -17,9 +17,11 @@ from dom0_broker.administration import VmAdministration
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token, TokenState
 from dom0_broker.personalisation import KeyAlgorithm, TokenAdministration
+from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.policy import Outcome, Policy, PolicyError
+from dom0_broker.services.pins import convert_pins
 from dom0_broker.sessions import Summary
-from dom0_broker.store import VmRecord
+from dom0_broker.store import PinRole, VmRecord
 from vmtoken.errors import InvalidRequest
 from vmtoken.rpc import convert
 from vmtoken.secret import SecretBytes
@@ -60,11 +62,17 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
     """Converts, calls a use case, converts."""
 
     def __init__(
-        self, desk: Desk, vms: VmAdministration, tokens: TokenAdministration, control: BrokerControl
+        self,
+        desk: Desk,
+        vms: VmAdministration,
+        tokens: TokenAdministration,
+        pins: PinAdministration,
+        control: BrokerControl,
     ) -> None:
         self._desk = desk
         self._vms = vms
         self._tokens = tokens
+        self._pins = pins
         self._control = control
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
@@ -171,9 +179,38 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         return pb.InstallTrustResponse()
 
     async def SetTokenPin(self, request: pb.SetTokenPinRequest, context: Context) -> pb.SetTokenPinResponse:
-        """Use another user PIN."""
-        await self._tokens.use_pin(request.name, SecretBytes(request.user_pin))
-        return pb.SetTokenPinResponse()
+        """Use another PIN."""
+        pin, role = SecretBytes(request.pin), _role(request.role)
+        untried = await self._pins.set(request.name, role, pin, again=request.again)
+        return pb.SetTokenPinResponse(untried_because=untried)
+
+    async def SetTokenPinSource(
+        self, request: pb.SetTokenPinSourceRequest, context: Context
+    ) -> pb.SetTokenPinSourceResponse:
+        """Take a PIN from a file."""
+        await self._pins.use_source(request.name, _role(request.role), Path(request.source))
+        return pb.SetTokenPinSourceResponse()
+
+    async def ChangeTokenPin(
+        self, request: pb.ChangeTokenPinRequest, context: Context
+    ) -> pb.ChangeTokenPinResponse:
+        """Give the token another user PIN."""
+        await self._pins.change(request.name, SecretBytes(request.new_pin))
+        return pb.ChangeTokenPinResponse()
+
+    async def UnblockTokenPin(
+        self, request: pb.UnblockTokenPinRequest, context: Context
+    ) -> pb.UnblockTokenPinResponse:
+        """Give the token another user PIN with all its tries."""
+        await self._pins.unblock(request.name, _pin(request.code), SecretBytes(request.new_pin))
+        return pb.UnblockTokenPinResponse()
+
+    async def ReadTokenPins(
+        self, request: pb.ReadTokenPinsRequest, context: Context
+    ) -> pb.ReadTokenPinsResponse:
+        """The retry counters, asked for if the token is free."""
+        await self._pins.read(request.name)
+        return pb.ReadTokenPinsResponse(pins=convert_pins(self._pins.states(request.name)))
 
     async def ListHandshakes(
         self, request: pb.ListHandshakesRequest, context: Context
@@ -204,6 +241,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
             vms=self._desk.inventory.vms_of(token.name),
             completed=token.completed,
             failed=token.failed,
+            pins=convert_pins(self._pins.states(token.name)),
         )
         if state.problem is not None:
             status.not_ready.CopyFrom(convert.error_to_pb(state.problem))
@@ -230,6 +268,10 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
 def _pin(octets: bytes) -> SecretBytes | None:
     return SecretBytes(octets) if octets else None
+
+
+def _role(role: pb.PinRole.ValueType) -> PinRole:
+    return PinRole.OPERATOR if role == pb.PIN_ROLE_OPERATOR else PinRole.USER
 
 
 def _outcome(outcome: Outcome) -> pb.PolicyOutcome:

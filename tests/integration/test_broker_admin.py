@@ -287,6 +287,36 @@ def test_operator_works_with_vmtokenctl(home: Path, daemon: subprocess.Popen[byt
     assert json.loads(ctl(home, "audit", "verify", "--json"))["verdict"] == "whole"
 
 
+def test_operator_cares_for_pins_with_vmtokenctl(home: Path, daemon: subprocess.Popen[bytes]) -> None:
+    ctl(home, "token", "create", "web")
+    (user, operator) = json.loads(ctl(home, "token", "pin", "status", "web", "--json"))
+    assert (user["pin"], user["state"]) == ("user", "untried")
+    assert (operator["state"], operator["tries"]) == ("accepted", "10/10")  # it made the key
+    assert "refused the user PIN" in ctl(home, "token", "pin", "set", "web", code=1, input="wrong000\n")
+    assert "refused this user PIN before" in ctl(
+        home, "token", "pin", "set", "web", code=1, input="wrong000\n"
+    )
+    assert "is empty" in ctl(home, "token", "pin", "change", "web", code=1, input="\n")
+    ctl(home, "token", "pin", "change", "web", input="first111\n")
+    ctl(home, "token", "pin", "unblock", "web", input="second22\n")
+    assert "refused this code, which leaves 9 tries" in ctl(
+        home, "token", "pin", "unblock", "web", "--code", code=1, input="wrong000\nthird333\n"
+    )
+    assert "web: operator accepted, 9/10 tries" in ctl(home, "status")
+    source = home / "pin"
+    source.touch(0o600)
+    source.write_text("second22\n")
+    ctl(home, "token", "pin", "source", "web", str(source))
+    ctl(home, "token", "pin", "set", "web", input="second22\n")
+    (user, _) = json.loads(ctl(home, "token", "pin", "status", "web", "--json"))
+    assert (user["state"], user["tries"], user["source"]) == ("accepted", "3/3", "")
+    (token,) = json.loads(ctl(home, "token", "list", "--json"))
+    assert (token["pin_tries"], token["ready"]) == ("3/3", False)
+    assert "no certificate yet" in token["not_ready_because"]
+    source.chmod(0o644)
+    assert "chmod 0600" in ctl(home, "token", "pin", "source", "web", str(source), code=1)
+
+
 def test_pins_and_keys_are_nowhere_in_clear(home: Path, daemon: subprocess.Popen[bytes]) -> None:
     ctl(home, "token", "create", "web")
     said = program(home, "dom0_broker.ctl", "token", "add", "other", "soft:other", input="Secret99\n")

@@ -188,7 +188,7 @@ async def test_wrong_pin_is_tried_once_and_a_right_one_lifts_it(tmp_path: Path) 
     async with broker(tmp_path, "deny vm=* server=*") as (app, admin):
         await admin.CreateToken(pb.CreateTokenRequest(name="web"))
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await admin.SetTokenPin(pb.SetTokenPinRequest(name="web", user_pin=b"wrong000"))
+            await admin.SetTokenPin(pb.SetTokenPinRequest(name="web", pin=b"wrong000"))
         assert from_rpc_error(error.value).reason == "PIN_REJECTED"
         for _ in range(3):  # the earlier PIN is in force again: nothing is spent on the wrong one
             (token,) = (await admin.ListAllTokens(pb.ListAllTokensRequest())).tokens

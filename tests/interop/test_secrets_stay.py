@@ -227,9 +227,7 @@ def pins(stack: Stack) -> tuple[bytes, ...]:
     """The random PINs that the broker made for the card."""
     safe = Safe(load_sealing_key(stack.state))
     with contextlib.closing(Store(stack.state / "broker.sqlite")) as store:
-        (token,) = store.tokens()
-    assert token.sealed_user_pin is not None
-    assert token.sealed_operator_pin is not None
-    user = safe.open(token.sealed_user_pin, f"user PIN of token {token.name}")
-    operator = safe.open(token.sealed_operator_pin, f"operator PIN of token {token.name}")
-    return user.reveal(), operator.reveal()
+        records = store.pins()
+    sealed = {f"{role} PIN of token {token}": record.sealed for (token, role), record in records.items()}
+    assert len(sealed) == 2
+    return tuple(safe.open(octets, purpose).reveal() for purpose, octets in sealed.items() if octets)

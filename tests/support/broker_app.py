@@ -98,7 +98,7 @@ def populate(config: BrokerConfig, *vms: DomainIdentity, tokens: dict[str, list[
         for vm in vms:
             store.add_vm(vm)
         for name, users in tokens.items():
-            store.add_token(TokenRecord(name, f"fake:{name}", None, None))
+            store.add_token(TokenRecord(name, f"fake:{name}"))
             for vm in users:
                 store.bind(BindingRecord(vm.uuid, name, name))
 

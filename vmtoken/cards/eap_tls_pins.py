@@ -17,10 +17,17 @@ from vmtoken.secret import SecretBytes
 PIN_RULE = "A PIN has 4 to 8 printable characters; choose another."
 
 
-def user_pin_tries_left(connection: CardConnection, *, t0: bool = False) -> int | None:
-    """None while it is verified. Closes the connection. Raises `TokenUnavailable`."""
+def tries_left(connection: CardConnection, *, t0: bool = False) -> tuple[int | None, int | None]:
+    """Of the user PIN and of the operator PIN; None while one is verified, or for a card that has none.
+
+    Closes the connection. Raises `TokenUnavailable`.
+    """
     with _session(connection, t0=t0) as card:
-        return iso7816.retries_left(card.channel, PinReference.USER, cla=CLA)
+        user = iso7816.retries_left(card.channel, PinReference.USER, cla=CLA)
+        try:
+            return user, iso7816.retries_left(card.channel, PinReference.OPERATOR, cla=CLA)
+        except StatusWordError:
+            return user, None  # a plain card of the draft may have no operator
 
 
 def change_user_pin(

@@ -22,6 +22,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PinRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PinRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PinRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PIN_ROLE_UNSPECIFIED: _PinRole.ValueType  # 0
+    """The user PIN."""
+    PIN_ROLE_USER: _PinRole.ValueType  # 1
+    """Opens the token for handshakes."""
+    PIN_ROLE_OPERATOR: _PinRole.ValueType  # 2
+    """Opens it for personalisation; the management key of a PIV card."""
+
+class PinRole(_PinRole, metaclass=_PinRoleEnumTypeWrapper):
+    """Which PIN of a token."""
+
+PIN_ROLE_UNSPECIFIED: PinRole.ValueType  # 0
+"""The user PIN."""
+PIN_ROLE_USER: PinRole.ValueType  # 1
+"""Opens the token for handshakes."""
+PIN_ROLE_OPERATOR: PinRole.ValueType  # 2
+"""Opens it for personalisation; the management key of a PIV card."""
+Global___PinRole: _TypeAlias = PinRole  # noqa: Y015
+
+class _PinCondition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PinConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PinCondition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PIN_CONDITION_UNSPECIFIED: _PinCondition.ValueType  # 0
+    """The broker keeps none."""
+    PIN_CONDITION_UNTRIED: _PinCondition.ValueType  # 1
+    """It is kept, and the token has not been given it yet."""
+    PIN_CONDITION_ACCEPTED: _PinCondition.ValueType  # 2
+    """The token has taken it."""
+    PIN_CONDITION_IN_DOUBT: _PinCondition.ValueType  # 3
+    """The token was given it, or another in its place, and the answer was lost; the next opening tells."""
+    PIN_CONDITION_REJECTED: _PinCondition.ValueType  # 4
+    """The token has refused it: it is wiped, and none is tried before there is another."""
+
+class PinCondition(_PinCondition, metaclass=_PinConditionEnumTypeWrapper):
+    """What became of a PIN."""
+
+PIN_CONDITION_UNSPECIFIED: PinCondition.ValueType  # 0
+"""The broker keeps none."""
+PIN_CONDITION_UNTRIED: PinCondition.ValueType  # 1
+"""It is kept, and the token has not been given it yet."""
+PIN_CONDITION_ACCEPTED: PinCondition.ValueType  # 2
+"""The token has taken it."""
+PIN_CONDITION_IN_DOUBT: PinCondition.ValueType  # 3
+"""The token was given it, or another in its place, and the answer was lost; the next opening tells."""
+PIN_CONDITION_REJECTED: PinCondition.ValueType  # 4
+"""The token has refused it: it is wiped, and none is tried before there is another."""
+Global___PinCondition: _TypeAlias = PinCondition  # noqa: Y015
+
 class _KeyAlgorithm:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -172,6 +228,7 @@ class TokenStatus(_message.Message):
     VMS_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    PINS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the token."""
     uri: _builtins.str
@@ -204,6 +261,10 @@ class TokenStatus(_message.Message):
     def vms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the VMs that it is bound to, sorted."""
 
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinStatus]:
+        """Its PINs, as far as anything is known of them; the user PIN first."""
+
     def __init__(
         self,
         *,
@@ -220,14 +281,66 @@ class TokenStatus(_message.Message):
         vms: _abc.Iterable[_builtins.str] | None = ...,
         completed: _builtins.int = ...,
         failed: _builtins.int = ...,
+        pins: _abc.Iterable[Global___PinStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_ready", b"not_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["application", b"application", "assurance", b"assurance", "busy", b"busy", "certificates", b"certificates", "completed", b"completed", "failed", b"failed", "name", b"name", "not_ready", b"not_ready", "ready", b"ready", "serial", b"serial", "uri", b"uri", "vms", b"vms", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application", b"application", "assurance", b"assurance", "busy", b"busy", "certificates", b"certificates", "completed", b"completed", "failed", b"failed", "name", b"name", "not_ready", b"not_ready", "pins", b"pins", "ready", b"ready", "serial", b"serial", "uri", b"uri", "vms", b"vms", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenStatus: _TypeAlias = TokenStatus  # noqa: Y015
+
+@_typing.final
+class PinStatus(_message.Message):
+    """What is known of a PIN; never the PIN."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TRIES_LEFT_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
+    role: Global___PinRole.ValueType
+    """Which."""
+    condition: Global___PinCondition.ValueType
+    """What became of it."""
+    source: _builtins.str
+    """Path of the file that holds it; empty when the broker keeps it sealed, or has none."""
+    tries_left: _builtins.int
+    """Tries left, as the token told last; absent when it never did."""
+    tries: _builtins.int
+    """Tries there are after a right PIN; absent when not known."""
+    @_builtins.property
+    def told(self) -> _timestamp_pb2.Timestamp:
+        """When the token told."""
+
+    def __init__(
+        self,
+        *,
+        role: Global___PinRole.ValueType = ...,
+        condition: Global___PinCondition.ValueType = ...,
+        source: _builtins.str = ...,
+        tries_left: _builtins.int | None = ...,
+        tries: _builtins.int | None = ...,
+        told: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tries", b"_tries", "_tries_left", b"_tries_left", "told", b"told", "tries", b"tries", "tries_left", b"tries_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tries", b"_tries", "_tries_left", b"_tries_left", "condition", b"condition", "role", b"role", "source", b"source", "told", b"told", "tries", b"tries", "tries_left", b"tries_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tries: _TypeAlias = _typing.Literal["tries"]  # noqa: Y015
+    _WhichOneofArgType__tries: _TypeAlias = _typing.Literal["_tries", b"_tries"]  # noqa: Y015
+    _WhichOneofReturnType__tries_left: _TypeAlias = _typing.Literal["tries_left"]  # noqa: Y015
+    _WhichOneofArgType__tries_left: _TypeAlias = _typing.Literal["_tries_left", b"_tries_left"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tries) -> _WhichOneofReturnType__tries | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tries_left) -> _WhichOneofReturnType__tries_left | None: ...
+
+Global___PinStatus: _TypeAlias = PinStatus  # noqa: Y015
 
 @_typing.final
 class ReloadRequest(_message.Message):
@@ -969,25 +1082,33 @@ Global___InstallTrustResponse: _TypeAlias = InstallTrustResponse  # noqa: Y015
 
 @_typing.final
 class SetTokenPinRequest(_message.Message):
-    """Gives another user PIN."""
+    """Gives another PIN."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    USER_PIN_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the token."""
-    user_pin: _builtins.bytes
-    """The PIN that the card has."""
+    pin: _builtins.bytes
+    """The PIN that the token has."""
+    role: Global___PinRole.ValueType
+    """Which PIN."""
+    again: _builtins.bool
+    """True to try a PIN that the token refused before."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        user_pin: _builtins.bytes = ...,
+        pin: _builtins.bytes = ...,
+        role: Global___PinRole.ValueType = ...,
+        again: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "user_pin", b"user_pin"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "name", b"name", "pin", b"pin", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -995,7 +1116,59 @@ Global___SetTokenPinRequest: _TypeAlias = SetTokenPinRequest  # noqa: Y015
 
 @_typing.final
 class SetTokenPinResponse(_message.Message):
-    """The card took the PIN."""
+    """The token took the PIN, or could not be asked yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTRIED_BECAUSE_FIELD_NUMBER: _builtins.int
+    untried_because: _builtins.str
+    """Why the token could not take it yet, in one sentence; it is tried when the token is opened next. Empty: it did."""
+    def __init__(
+        self,
+        *,
+        untried_because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["untried_because", b"untried_because"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTokenPinResponse: _TypeAlias = SetTokenPinResponse  # noqa: Y015
+
+@_typing.final
+class SetTokenPinSourceRequest(_message.Message):
+    """Names a file that holds a PIN."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the token."""
+    source: _builtins.str
+    """Absolute path; the PIN is its first line. Nobody but its owner, root or the broker, may read it."""
+    role: Global___PinRole.ValueType
+    """Which PIN."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        source: _builtins.str = ...,
+        role: Global___PinRole.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "role", b"role", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTokenPinSourceRequest: _TypeAlias = SetTokenPinSourceRequest  # noqa: Y015
+
+@_typing.final
+class SetTokenPinSourceResponse(_message.Message):
+    """The file holds a PIN; whether it is right is seen at its next use."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1008,7 +1181,143 @@ class SetTokenPinResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SetTokenPinResponse: _TypeAlias = SetTokenPinResponse  # noqa: Y015
+Global___SetTokenPinSourceResponse: _TypeAlias = SetTokenPinSourceResponse  # noqa: Y015
+
+@_typing.final
+class ChangeTokenPinRequest(_message.Message):
+    """Asks for another user PIN on the token; the broker has the earlier one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NEW_PIN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the token."""
+    new_pin: _builtins.bytes
+    """The PIN that the token is to have."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        new_pin: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "new_pin", b"new_pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeTokenPinRequest: _TypeAlias = ChangeTokenPinRequest  # noqa: Y015
+
+@_typing.final
+class ChangeTokenPinResponse(_message.Message):
+    """The token has the PIN, and the broker keeps it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeTokenPinResponse: _TypeAlias = ChangeTokenPinResponse  # noqa: Y015
+
+@_typing.final
+class UnblockTokenPinRequest(_message.Message):
+    """Asks for another user PIN with all its tries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    NEW_PIN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the token."""
+    code: _builtins.bytes
+    """Operator PIN, PUK or SO PIN; empty for the operator PIN that the broker keeps."""
+    new_pin: _builtins.bytes
+    """The PIN that the token is to have."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        code: _builtins.bytes = ...,
+        new_pin: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "name", b"name", "new_pin", b"new_pin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnblockTokenPinRequest: _TypeAlias = UnblockTokenPinRequest  # noqa: Y015
+
+@_typing.final
+class UnblockTokenPinResponse(_message.Message):
+    """The token has the PIN, and the broker keeps it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnblockTokenPinResponse: _TypeAlias = UnblockTokenPinResponse  # noqa: Y015
+
+@_typing.final
+class ReadTokenPinsRequest(_message.Message):
+    """Names a token whose counters are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the token."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTokenPinsRequest: _TypeAlias = ReadTokenPinsRequest  # noqa: Y015
+
+@_typing.final
+class ReadTokenPinsResponse(_message.Message):
+    """What is known of its PINs now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinStatus]:
+        """The user PIN first."""
+
+    def __init__(
+        self,
+        *,
+        pins: _abc.Iterable[Global___PinStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pins", b"pins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTokenPinsResponse: _TypeAlias = ReadTokenPinsResponse  # noqa: Y015
 
 @_typing.final
 class ListHandshakesRequest(_message.Message):

@@ -116,6 +116,26 @@ class AdminServiceStub:
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinRequest.SerializeToString,
                 response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinResponse.FromString,
                 _registered_method=True)
+        self.SetTokenPinSource = channel.unary_unary(
+                '/vmtoken.v1.AdminService/SetTokenPinSource',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinSourceRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinSourceResponse.FromString,
+                _registered_method=True)
+        self.ChangeTokenPin = channel.unary_unary(
+                '/vmtoken.v1.AdminService/ChangeTokenPin',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ChangeTokenPinRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ChangeTokenPinResponse.FromString,
+                _registered_method=True)
+        self.UnblockTokenPin = channel.unary_unary(
+                '/vmtoken.v1.AdminService/UnblockTokenPin',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinResponse.FromString,
+                _registered_method=True)
+        self.ReadTokenPins = channel.unary_unary(
+                '/vmtoken.v1.AdminService/ReadTokenPins',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsResponse.FromString,
+                _registered_method=True)
         self.ListHandshakes = channel.unary_unary(
                 '/vmtoken.v1.AdminService/ListHandshakes',
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ListHandshakesRequest.SerializeToString,
@@ -241,7 +261,35 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetTokenPin(self, request, context):
-        """Gives the broker another user PIN for a token and lifts a block that a wrong one left; tries it once.
+        """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTokenPinSource(self, request, context):
+        """Has the broker take a token's PIN from a file of dom0 whenever it needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeTokenPin(self, request, context):
+        """Has a token take another user PIN, which the broker keeps from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnblockTokenPin(self, request, context):
+        """Has a token take another user PIN with all its tries, even if the earlier one is blocked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTokenPins(self, request, context):
+        """Asks a token for its retry counters, which spends none; a token in use is not asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -343,6 +391,26 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.SetTokenPin,
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinRequest.FromString,
                     response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinResponse.SerializeToString,
+            ),
+            'SetTokenPinSource': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTokenPinSource,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinSourceRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinSourceResponse.SerializeToString,
+            ),
+            'ChangeTokenPin': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeTokenPin,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ChangeTokenPinRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ChangeTokenPinResponse.SerializeToString,
+            ),
+            'UnblockTokenPin': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnblockTokenPin,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinResponse.SerializeToString,
+            ),
+            'ReadTokenPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadTokenPins,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsResponse.SerializeToString,
             ),
             'ListHandshakes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHandshakes,
@@ -789,6 +857,114 @@ class AdminService:
             '/vmtoken.v1.AdminService/SetTokenPin',
             vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinRequest.SerializeToString,
             vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTokenPinSource(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/SetTokenPinSource',
+            vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinSourceRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.SetTokenPinSourceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeTokenPin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/ChangeTokenPin',
+            vmtoken_dot_v1_dot_admin__service__pb2.ChangeTokenPinRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.ChangeTokenPinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnblockTokenPin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/UnblockTokenPin',
+            vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTokenPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/ReadTokenPins',
+            vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

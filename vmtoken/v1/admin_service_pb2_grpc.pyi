@@ -69,7 +69,15 @@ class AdminServiceStub:
     InstallTrust: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.InstallTrustRequest, _admin_service_pb2.InstallTrustResponse]
     """Stores the CA certificates that the token trusts for servers."""
     SetTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinRequest, _admin_service_pb2.SetTokenPinResponse]
-    """Gives the broker another user PIN for a token and lifts a block that a wrong one left; tries it once."""
+    """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it."""
+    SetTokenPinSource: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinSourceRequest, _admin_service_pb2.SetTokenPinSourceResponse]
+    """Has the broker take a token's PIN from a file of dom0 whenever it needs it."""
+    ChangeTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeTokenPinRequest, _admin_service_pb2.ChangeTokenPinResponse]
+    """Has a token take another user PIN, which the broker keeps from then on."""
+    UnblockTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnblockTokenPinRequest, _admin_service_pb2.UnblockTokenPinResponse]
+    """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
+    ReadTokenPins: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReadTokenPinsRequest, _admin_service_pb2.ReadTokenPinsResponse]
+    """Asks a token for its retry counters, which spends none; a token in use is not asked."""
     ListHandshakes: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListHandshakesRequest, _admin_service_pb2.ListHandshakesResponse]
     """The latest handshakes, newest first."""
     TestPolicy: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.TestPolicyRequest, _admin_service_pb2.TestPolicyResponse]
@@ -116,7 +124,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
     InstallTrust: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.InstallTrustRequest, _admin_service_pb2.InstallTrustResponse]  # type: ignore[assignment]
     """Stores the CA certificates that the token trusts for servers."""
     SetTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinRequest, _admin_service_pb2.SetTokenPinResponse]  # type: ignore[assignment]
-    """Gives the broker another user PIN for a token and lifts a block that a wrong one left; tries it once."""
+    """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it."""
+    SetTokenPinSource: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinSourceRequest, _admin_service_pb2.SetTokenPinSourceResponse]  # type: ignore[assignment]
+    """Has the broker take a token's PIN from a file of dom0 whenever it needs it."""
+    ChangeTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeTokenPinRequest, _admin_service_pb2.ChangeTokenPinResponse]  # type: ignore[assignment]
+    """Has a token take another user PIN, which the broker keeps from then on."""
+    UnblockTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnblockTokenPinRequest, _admin_service_pb2.UnblockTokenPinResponse]  # type: ignore[assignment]
+    """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
+    ReadTokenPins: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReadTokenPinsRequest, _admin_service_pb2.ReadTokenPinsResponse]  # type: ignore[assignment]
+    """Asks a token for its retry counters, which spends none; a token in use is not asked."""
     ListHandshakes: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListHandshakesRequest, _admin_service_pb2.ListHandshakesResponse]  # type: ignore[assignment]
     """The latest handshakes, newest first."""
     TestPolicy: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.TestPolicyRequest, _admin_service_pb2.TestPolicyResponse]  # type: ignore[assignment]
@@ -256,7 +272,39 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.SetTokenPinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.SetTokenPinResponse, _abc.Awaitable[_admin_service_pb2.SetTokenPinResponse]]:
-        """Gives the broker another user PIN for a token and lifts a block that a wrong one left; tries it once."""
+        """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it."""
+
+    @_abc_1.abstractmethod
+    def SetTokenPinSource(
+        self,
+        request: _admin_service_pb2.SetTokenPinSourceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetTokenPinSourceResponse, _abc.Awaitable[_admin_service_pb2.SetTokenPinSourceResponse]]:
+        """Has the broker take a token's PIN from a file of dom0 whenever it needs it."""
+
+    @_abc_1.abstractmethod
+    def ChangeTokenPin(
+        self,
+        request: _admin_service_pb2.ChangeTokenPinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ChangeTokenPinResponse, _abc.Awaitable[_admin_service_pb2.ChangeTokenPinResponse]]:
+        """Has a token take another user PIN, which the broker keeps from then on."""
+
+    @_abc_1.abstractmethod
+    def UnblockTokenPin(
+        self,
+        request: _admin_service_pb2.UnblockTokenPinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UnblockTokenPinResponse, _abc.Awaitable[_admin_service_pb2.UnblockTokenPinResponse]]:
+        """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
+
+    @_abc_1.abstractmethod
+    def ReadTokenPins(
+        self,
+        request: _admin_service_pb2.ReadTokenPinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ReadTokenPinsResponse, _abc.Awaitable[_admin_service_pb2.ReadTokenPinsResponse]]:
+        """Asks a token for its retry counters, which spends none; a token in use is not asked."""
 
     @_abc_1.abstractmethod
     def ListHandshakes(

@@ -83,8 +83,8 @@ class SoftwareBackend:
 
     def pin_state(self, locator: str) -> PinState:
         """See `TokenBackend.pin_state`."""
-        left = eap_tls_pins.user_pin_tries_left(self.connect(locator), t0=self._options.t0)
-        return PinState(left, USER_TRIES)
+        user, operator = eap_tls_pins.tries_left(self.connect(locator), t0=self._options.t0)
+        return PinState(user, USER_TRIES, operator)
 
     def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
         """See `TokenBackend.change_user_pin`."""

@@ -9,6 +9,7 @@ from cryptography import x509
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.output import Row, moment, show_facts, show_rows
 from dom0_broker.ctl.tokens.arguments import Commands, named
+from dom0_broker.ctl.tokens.pin_states import pin_line, tries
 from vmtoken.rpc.convert import assurance_from_pb
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1 import token_pb2
@@ -28,6 +29,7 @@ async def _list(arguments: argparse.Namespace) -> None:
         "uri",
         "assurance",
         "ready",
+        "pin_tries",
         "vms",
         "waiting",
         "completed",
@@ -59,6 +61,8 @@ def row(token: pb.TokenStatus) -> Row:
         "application": token.application,
         "subject": leaf.subject.rfc4514_string() if leaf else "",
         "not_after": moment(leaf.not_valid_after_utc) if leaf else "",
+        "pin_tries": tries(next(iter(token.pins), None)),
+        "pins": [pin_line(pin) for pin in token.pins],
         "vms": list(token.vms),
         "busy": token.busy,
         "waiting": token.waiting,

@@ -1,31 +1,107 @@
-"""`vmtokenctl token pin`: PINs come from a terminal or a pipe, never from argv or the environment."""
+"""`vmtokenctl token pin ...`: PINs come from a terminal or a pipe, never from argv or the environment."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
 import sys
+from pathlib import Path
 
 from dom0_broker.ctl.connection import admin
-from dom0_broker.ctl.output import say
+from dom0_broker.ctl.output import say, show_rows
 from dom0_broker.ctl.tokens.arguments import Commands, named
+from dom0_broker.ctl.tokens.pin_states import pin_row
+from vmtoken.errors import InvalidRequest
 from vmtoken.v1 import admin_service_pb2 as pb
 
 
 def register(group: Commands) -> None:
     """Add the subcommands."""
-    pin = named(group, "pin", "give the broker the user PIN that the token has; asks for it, tries it once")
-    pin.set_defaults(run=_set_pin)
+    pin = group.add_parser("pin", help="give, change, unblock PINs, and see what is left of their tries")
+    commands = pin.add_subparsers(required=True, metavar="COMMAND")
+    give = named(commands, "set", "give the broker the PIN that the token has; asks for it, tries it once")
+    give.add_argument("--again", action="store_true", help="try it although the token refused it before")
+    give.set_defaults(run=_set)
+    source = named(commands, "source", "have the broker read the PIN from a file whenever it needs it")
+    source.add_argument(
+        "file", type=Path, help="its first line is the PIN; only root or the broker may read it"
+    )
+    source.set_defaults(run=_source)
+    for each in (give, source):
+        each.add_argument(
+            "--operator", action="store_true", help="the operator PIN, or the management key of a PIV card"
+        )
+    change = named(commands, "change", "give the token another user PIN; asks for it")
+    change.set_defaults(run=_change)
+    unblock = named(commands, "unblock", "give the token another user PIN with all its tries; asks for it")
+    unblock.add_argument(
+        "--code",
+        action="store_true",
+        help="ask for operator PIN, PUK or SO PIN first; else the operator PIN that the broker keeps is used",
+    )
+    unblock.set_defaults(run=_unblock)
+    named(commands, "status", "what is known of its PINs").set_defaults(run=_status)
 
 
-def asked_pin() -> bytes:
-    """A PIN from the terminal, or the first line of a pipe."""
+def asked_pin(what: str = "User PIN") -> bytes:
+    """A PIN from the terminal, without echo, or the next line of a pipe."""
     if sys.stdin.isatty():
-        return getpass.getpass("User PIN: ").encode()
+        return getpass.getpass(f"{what}: ").encode()
     return sys.stdin.readline().rstrip("\n").encode()
 
 
-async def _set_pin(arguments: argparse.Namespace) -> None:
+def _new_pin() -> bytes:
+    """Typed twice, since nobody sees it."""
+    pin = asked_pin("New user PIN")
+    if sys.stdin.isatty() and asked_pin("New user PIN again") != pin:
+        raise InvalidRequest("The two PINs are not the same; nothing was done.")
+    return pin
+
+
+def _role(arguments: argparse.Namespace) -> pb.PinRole.ValueType:
+    return pb.PIN_ROLE_OPERATOR if arguments.operator else pb.PIN_ROLE_USER
+
+
+async def _set(arguments: argparse.Namespace) -> None:
+    pin = asked_pin("Operator PIN" if arguments.operator else "User PIN")
+    request = pb.SetTokenPinRequest(
+        name=arguments.name, pin=pin, role=_role(arguments), again=arguments.again
+    )
     async with admin(arguments) as broker:
-        await broker.SetTokenPin(pb.SetTokenPinRequest(name=arguments.name, user_pin=asked_pin()))
-    say(f"Token '{arguments.name}' took the PIN.")
+        response = await broker.SetTokenPin(request)
+    if response.untried_because:
+        say(f"The PIN is kept, and tried when the token is opened next: {response.untried_because}")
+    else:
+        say(f"Token '{arguments.name}' took the PIN.")
+
+
+async def _source(arguments: argparse.Namespace) -> None:
+    source = str(arguments.file.absolute())
+    request = pb.SetTokenPinSourceRequest(name=arguments.name, source=source, role=_role(arguments))
+    async with admin(arguments) as broker:
+        await broker.SetTokenPinSource(request)
+    say(f"The PIN of token '{arguments.name}' is read from {source}.")
+
+
+async def _change(arguments: argparse.Namespace) -> None:
+    request = pb.ChangeTokenPinRequest(name=arguments.name, new_pin=_new_pin())
+    async with admin(arguments) as broker:
+        await broker.ChangeTokenPin(request)
+    say(f"Token '{arguments.name}' has the new PIN, and the broker keeps it.")
+
+
+async def _unblock(arguments: argparse.Namespace) -> None:
+    code = asked_pin("Operator PIN, PUK or SO PIN") if arguments.code else b""
+    request = pb.UnblockTokenPinRequest(name=arguments.name, code=code, new_pin=_new_pin())
+    async with admin(arguments) as broker:
+        await broker.UnblockTokenPin(request)
+    say(f"Token '{arguments.name}' has the new PIN with all its tries, and the broker keeps it.")
+
+
+async def _status(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        response = await broker.ReadTokenPins(pb.ReadTokenPinsRequest(name=arguments.name))
+    rows = [pin_row(pin) for pin in response.pins]
+    columns = ("pin", "state", "tries", "told", "source")
+    nothing = f"Nothing is known of PINs of token '{arguments.name}'."
+    show_rows(rows, columns, as_json=arguments.json, nothing=nothing)

@@ -15,10 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from dom0_broker.backends.base import NOTHING_KEPT, Kept
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.store import (
+    NO_PIN,
     BindingRecord,
     CaRecord,
+    PinRecord,
+    PinRole,
+    Presented,
     RetiredToken,
     Store,
     StoreError,
@@ -30,7 +35,19 @@ from vmtoken.errors import AlreadyExists, Conflict, NotFound, VmTokenError
 WEB01 = DomainIdentity(uuid.UUID(int=1), "web01")
 WEB02 = DomainIdentity(uuid.UUID(int=2), "web02")
 MOMENT = datetime(2026, 11, 26, 5, 0, tzinfo=UTC)
-TOKEN = TokenRecord("web", "soft:web", b"sealed user pin", None)
+TOKEN = TokenRecord("web", "soft:web")
+PIN = PinRecord(
+    sealed=b"sealed pin",
+    pending=b"another sealed pin",
+    source="/etc/pin",
+    accepted=True,
+    presented=Presented.PENDING,
+    tries_before=3,
+    refused=(b"digest", b"another digest"),
+    tries_left=2,
+    tries=3,
+    told_at=1e9,
+)
 
 
 @pytest.fixture
@@ -44,14 +61,15 @@ def test_everything_is_there_again_after_reopening(tmp_path: Path) -> None:
     store = Store(tmp_path / "broker.sqlite")
     store.add_vm(WEB01)
     store.enroll_vm(WEB01.uuid, b"\x11" * 32)
-    store.add_token(TOKEN)
-    store.set_user_pin("web", b"another sealed pin")
+    store.add_token(TOKEN, {PinRole.OPERATOR: NO_PIN})
+    store.put_pins("web", {PinRole.USER: PIN})
     store.bind(BindingRecord(WEB01.uuid, "login", "web"))
     store.keep_enrolment_ca(CaRecord(b"certificate", b"sealed key"))
     store.close()
     again = Store(tmp_path / "broker.sqlite")
     assert again.vms() == [VmRecord(WEB01, b"\x11" * 32)]
-    assert again.tokens() == [TokenRecord("web", "soft:web", b"another sealed pin", None)]
+    assert again.tokens() == [TOKEN]
+    assert again.pins() == {("web", PinRole.USER): PIN, ("web", PinRole.OPERATOR): NO_PIN}
     assert again.bindings() == [BindingRecord(WEB01.uuid, "login", "web")]
     assert again.enrolment_ca() == CaRecord(b"certificate", b"sealed key")
     again.close()
@@ -65,8 +83,8 @@ def test_names_uuids_and_uris_are_unique(store: Store) -> None:
     for again in (
         lambda: store.add_vm(DomainIdentity(uuid.UUID(int=9), "web01")),
         lambda: store.add_vm(DomainIdentity(WEB01.uuid, "other")),
-        lambda: store.add_token(TokenRecord("web", "soft:other", None, None)),
-        lambda: store.add_token(TokenRecord("other", "soft:web", None, None)),
+        lambda: store.add_token(TokenRecord("web", "soft:other")),
+        lambda: store.add_token(TokenRecord("other", "soft:web")),
         lambda: store.bind(BindingRecord(WEB01.uuid, "web", "web")),
         lambda: store.keep_enrolment_ca(CaRecord(b"certificate", b"sealed key")),
     ):
@@ -79,7 +97,7 @@ def test_what_is_not_there_cannot_be_changed(store: Store) -> None:
         lambda: store.remove_vm(WEB01.uuid),
         lambda: store.enroll_vm(WEB01.uuid, b"\x11" * 32),
         lambda: store.remove_token("web"),
-        lambda: store.set_user_pin("web", b"sealed"),
+        lambda: store.put_pins("web", {PinRole.USER: PIN}),
         lambda: store.unbind(WEB01.uuid, "web"),
         lambda: store.bind(BindingRecord(WEB01.uuid, "web", "web")),
     ):
@@ -95,14 +113,16 @@ def test_vm_takes_its_bindings_with_it_and_a_bound_token_stays(store: Store) -> 
         store.remove_token("web")
     store.remove_vm(WEB01.uuid)
     assert store.bindings() == []
+    store.put_pins("web", {PinRole.USER: PIN})
     store.remove_token("web")
     assert store.tokens() == []
+    assert store.pins() == {}
 
 
 def test_tokens_of_one_name_are_a_pool_in_the_order_of_binding(store: Store) -> None:
     store.add_vm(WEB01)
     for token in ("card-2", "card-1", "card-3"):
-        store.add_token(TokenRecord(token, f"soft:{token}", None, None))
+        store.add_token(TokenRecord(token, f"soft:{token}"))
         store.bind(BindingRecord(WEB01.uuid, "web", token))
     assert [each.token for each in store.bindings()] == ["card-2", "card-1", "card-3"]
     store.unbind(WEB01.uuid, "web", "card-2")
@@ -133,7 +153,8 @@ def test_database_of_an_older_broker_is_brought_up_to_date(tmp_path: Path) -> No
     database.executescript(_VERSION_1)
     database.close()
     with contextlib.closing(Store(path)) as store:
-        assert store.tokens() == [TokenRecord("card", "soft:card", b"sealed", None)]
+        assert store.tokens() == [TokenRecord("card", "soft:card")]
+        assert store.pins() == {("card", PinRole.USER): PinRecord(sealed=b"sealed", accepted=True)}
         assert store.bindings() == [BindingRecord(WEB01.uuid, "web", "card")]
         store.add_token(TOKEN)
         store.bind(BindingRecord(WEB01.uuid, "web", "web"))
@@ -195,16 +216,16 @@ def test_full_disk_changes_nothing(store: Store) -> None:
     store.add_token(TOKEN)
     store._database.execute("PRAGMA max_page_count = 1")  # SQLite keeps what there is, and takes no page more
     with pytest.raises(VmTokenError, match="full"):
-        store.add_token(TokenRecord("big", "soft:big", b"x" * 100_000, None))
+        store.add_token(TokenRecord("big", "soft:big", Kept((b"x" * 100_000,))))
     assert store.tokens() == [TOKEN]
-    store.set_user_pin("web", b"another sealed pin")
+    store.keep_certificates("web", NOTHING_KEPT)
 
 
 _WRITER = """
     import sys, uuid
     from pathlib import Path
     from dom0_broker.domains import DomainIdentity
-    from dom0_broker.store import BindingRecord, Store, TokenRecord
+    from dom0_broker.store import BindingRecord, PinRecord, PinRole, Store, TokenRecord
 
     store = Store(Path(sys.argv[1]))
     number = len(store.vms())
@@ -212,7 +233,8 @@ _WRITER = """
         number += 1
         vm = DomainIdentity(uuid.UUID(int=number), f"vm{number}")
         store.add_vm(vm)
-        store.add_token(TokenRecord(f"token{number}", f"soft:{number}", b"x" * 2000, None))
+        pins = {PinRole.USER: PinRecord(sealed=b"x" * 2000)}
+        store.add_token(TokenRecord(f"token{number}", f"soft:{number}"), pins)
         store.bind(BindingRecord(vm.uuid, "token", f"token{number}"))
         print(number, flush=True)
 """
@@ -247,6 +269,6 @@ def _complete(path: Path, unbound: set[int]) -> None:
     tokens = {token.name for token in store.tokens()}
     for number in unbound:
         if f"token{number}" not in tokens:
-            store.add_token(TokenRecord(f"token{number}", f"soft:{number}", None, None))
+            store.add_token(TokenRecord(f"token{number}", f"soft:{number}"))
         store.bind(BindingRecord(uuid.UUID(int=number), "token", f"token{number}"))
     store.close()

@@ -1,0 +1,552 @@
+"""Whoever gives a PIN to a token does it here, so that no try is lost twice.
+
+- A PIN is on the disk as *presented* before the token sees it, with the tries left at that time, and as
+  accepted or refused after. When the answer was lost (a crash, a card that was pulled), the counter tells at
+  the next opening: fewer tries than before mean that it was refused.
+- A refused PIN is wiped. A digest of it under the host's sealing key stays, so that it is not tried again
+  when it comes back, by hand or from a PIN source.
+- A PIN that a token is asked to take is on the disk as *pending*, beside the earlier one, before the token
+  hears of it. When the answer was lost, the pending one is tried first and, if refused, the earlier one: one
+  of them is the token's, and a right PIN gives all tries back.
+- With no more tries left than the reserve, nothing is presented.
+
+Methods that present PINs block, and are for the token's own thread; the others are for any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from dom0_broker.backends.base import PinState
+from dom0_broker.pin_sources import read_pin_source
+from dom0_broker.safe import Safe
+from dom0_broker.store import NO_PIN, PinRecord, PinRole, Presented, Store
+from vmtoken.clock import Clock
+from vmtoken.errors import (
+    Conflict,
+    InvalidRequest,
+    PinBlocked,
+    PinMissing,
+    PinRejected,
+    TokenUnavailable,
+    VmTokenError,
+)
+from vmtoken.secret import SecretBytes
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+Report = Callable[[str, Mapping[str, str | int | bool | None]], None]
+"""Puts what happened to a PIN into the audit log; any thread calls it."""
+
+ReadPins = Callable[[], PinState]
+"""Asks a token for its retry counters, which spends no try."""
+
+_MOST_REFUSED: Final = 16
+"""Digests of refused PINs kept for a token: more than cards have tries."""
+
+_LONGEST_CODE: Final = 8
+"""Octets of an operator PIN that also unblocks; the management key of a PIV card is longer, and does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A PIN to be presented, and the tries that are left before."""
+
+    pin: SecretBytes
+    which: Presented
+    tries: int | None
+    taking: bool = False
+    """Whether it is presented for the token to take the pending one in its place."""
+
+
+class PinKeeper:
+    """The PINs of all tokens: what is kept of them, what may be presented, what became of it."""
+
+    def __init__(self, store: Store, safe: Safe, clock: Clock, report: Report, *, reserve: int) -> None:
+        self._store = store
+        self._safe = safe
+        self._clock = clock
+        self._report = report
+        self._reserve = reserve
+        self._records = store.pins()
+
+    def record(self, token: str, role: PinRole) -> PinRecord:
+        """What is known of a PIN."""
+        return self._records.get((token, role), NO_PIN)
+
+    def sealed(self, token: str, pins: Mapping[PinRole, SecretBytes]) -> dict[PinRole, PinRecord]:
+        """Records for the store of a new token."""
+        return {role: PinRecord(sealed=self._seal(token, role, pin)) for role, pin in pins.items()}
+
+    def adopt(self, token: str, records: Mapping[PinRole, PinRecord]) -> None:
+        """A token is new; its records are in the store."""
+        self._records.update({(token, role): record for role, record in records.items()})
+
+    def forget(self, token: str) -> None:
+        """A token is gone, from the store too."""
+        for role in PinRole:
+            self._records.pop((token, role), None)
+
+    def in_use(self, token: str, role: PinRole) -> SecretBytes | None:
+        """The PIN in use, sealed or from its source, None without one; not for tokens: see `presenting`."""
+        record = self.record(token, role)
+        if record.source:
+            return read_pin_source(Path(record.source))
+        return None if record.sealed is None else self._safe.open(record.sealed, _purpose(token, role))
+
+    @contextmanager
+    def presenting(
+        self, token: str, roles: Sequence[PinRole], read: ReadPins, *, taking: SecretBytes | None = None
+    ) -> Iterator[Mapping[PinRole, SecretBytes | None]]:
+        """Present PINs of a token, once: the block does it, and what it raises says what became of them.
+
+        The first role is needed; those after it are None when they cannot be presented. `taking` is a PIN
+        that the block has the token take in place of the first. Raises `PinRejected` for one that was
+        refused, now or before; `PinBlocked`, also for the reserve; what `read` raises.
+        """
+        given = self._given(token, roles, read)
+        if taking is not None:
+            given[roles[0]] = replace(given[roles[0]], taking=True)
+        for role, candidate in given.items():
+            self._mark(token, role, candidate, taking)
+        try:
+            yield {role: given[role].pin if role in given else None for role in roles}
+        except (PinRejected, PinBlocked) as error:
+            role = self._refused(token, roles, given, read, error)
+            if isinstance(error, PinBlocked):
+                raise
+            raise _rejected(token, role, self.record(token, role), error.retries_left) from error
+        except TokenUnavailable:
+            raise  # the answer is lost: the marks stay
+        except VmTokenError:
+            for role, candidate in given.items():
+                self._unmark(token, role, candidate)
+            raise
+        for role, candidate in given.items():
+            self._accepted(token, role, candidate, for_certain=role is roles[0])
+
+    def try_all(
+        self, token: str, role: PinRole, read: ReadPins, call: Callable[[SecretBytes | None], Result]
+    ) -> Result:
+        """Present a pending PIN and, when that is refused, the earlier one; raises as `presenting`."""
+        while True:
+            before = self.record(token, role)
+            try:
+                with self.presenting(token, (role,), read) as pins:
+                    return call(pins[role])
+            except PinRejected:
+                if before.pending is None or not (before.sealed or before.source):
+                    raise
+
+    def propose(self, token: str, role: PinRole, pin: SecretBytes, *, again: bool = False) -> PinRecord:
+        """Keep a PIN that is said to be the token's, to be presented next; returns what was known before.
+
+        Raises `PinRejected` for one that the token refused before; `again` is the operator's word that it
+        takes it now.
+        """
+        if not len(pin):
+            raise InvalidRequest("The PIN is empty; give the one that the token has.")
+        record = self.record(token, role)
+        if self._digest(token, role, pin) in record.refused and not again:
+            raise PinRejected(
+                f"Token '{token}' refused this {role} PIN before, so it is not tried again; give another, or "
+                "say --again if the token takes it now.",
+                retries_left=record.tries_left or 0,
+            )
+        self._must_put(token, role, replace(record, pending=self._seal(token, role, pin)))
+        return record
+
+    def withdraw(self, token: str, role: PinRole, earlier: PinRecord) -> None:
+        """Forget a proposed PIN, unless the token has seen it and the answer was lost."""
+        record = self.record(token, role)
+        if record.presented is None:
+            self._put(token, role, replace(record, pending=earlier.pending))
+
+    def is_settled(self, token: str) -> bool:
+        """Whether the user PIN in use is the token's, as far as can be known."""
+        return self.record(token, PinRole.USER).pending is None
+
+    def use_source(self, token: str, role: PinRole, source: Path) -> None:
+        """Take the PIN from a file from now on; one that is kept is wiped. Raises as `read_pin_source`."""
+        if not source.is_absolute():
+            raise InvalidRequest(f"The PIN source {source} is not an absolute path; give one.")
+        read_pin_source(source)
+        earlier = self.record(token, role)
+        known = (earlier.tries_left, earlier.tries, earlier.told_at)
+        fresh = PinRecord(source=str(source), refused=earlier.refused)
+        self._must_put(token, role, replace(fresh, tries_left=known[0], tries=known[1], told_at=known[2]))
+
+    def change(
+        self, token: str, new: SecretBytes, read: ReadPins, call: Callable[[SecretBytes, SecretBytes], None]
+    ) -> None:
+        """Have the token take a new user PIN: `call` gives it the one in use and the new.
+
+        Raises `Conflict` when it is not known which is in use, `PinMissing` without one, and as `presenting`.
+        """
+        self._check_settled(token)
+        if self.in_use(token, PinRole.USER) is None:
+            raise PinMissing(
+                f"The user PIN of token '{token}' is not known here; give it with 'vmtokenctl token pin set "
+                f"{token}', or unblock it."
+            )
+        with self.presenting(token, (PinRole.USER,), read, taking=new) as pins:
+            old = pins[PinRole.USER]
+            assert old is not None, "there is one"
+            call(old, new)
+
+    def unblock(
+        self,
+        token: str,
+        code: SecretBytes | None,
+        new: SecretBytes,
+        read: ReadPins,
+        call: Callable[[SecretBytes, SecretBytes], None],
+    ) -> None:
+        """Have the token take a new user PIN with all its tries: `call` gives it a code and the PIN.
+
+        The code is the operator PIN that is kept here, if none is given; errors as `presenting`, about it.
+        """
+        with self._code(token, code, read) as given:
+            earlier = self.record(token, PinRole.USER)
+            pending = self._seal(token, PinRole.USER, new)
+            self._must_put(token, PinRole.USER, replace(earlier, pending=pending))
+            try:
+                call(given, new)
+            except TokenUnavailable:
+                raise  # the answer is lost: the pending PIN is tried at the next opening
+            except VmTokenError:
+                self._put(token, PinRole.USER, earlier)
+                raise
+            self._taken(token, PinRole.USER, refused=())
+
+    def told(self, token: str, state: PinState) -> None:
+        """The token told its counters; fewer tries than before are an alarm."""
+        self._told(token, PinRole.USER, state.tries_left, state.tries)
+        self._told(token, PinRole.OPERATOR, state.operator_tries_left, None)
+
+    def refused_later(self, token: str, error: PinRejected) -> None:
+        """An open token refused the user PIN that it took when it was opened."""
+        pin = self.in_use(token, PinRole.USER)
+        if pin is not None:
+            self._wipe(token, PinRole.USER, Presented.CURRENT, error.retries_left, pin)
+
+    # What is presented.
+
+    def _given(self, token: str, roles: Sequence[PinRole], read: ReadPins) -> dict[PinRole, _Candidate]:
+        chosen = self._chosen(token, roles)
+        if not chosen:
+            return {}
+        self.told(token, state := read())
+        if [role for role in roles if self._settle(token, role, _tries(state, role))]:
+            chosen = self._chosen(token, roles)
+        given = {}
+        for role, (pin, which) in chosen.items():
+            tries = _tries(state, role)
+            if tries is None or tries > self._reserve:
+                given[role] = _Candidate(pin, which, tries)
+            elif role is roles[0]:
+                raise _too_few(token, role, tries)
+        return given
+
+    def _chosen(self, token: str, roles: Sequence[PinRole]) -> dict[PinRole, tuple[SecretBytes, Presented]]:
+        """What could be presented, without asking the token anything."""
+        chosen = {}
+        problem: VmTokenError | None = None
+        for role in reversed(roles):
+            try:
+                choice = self._choice(token, role)
+            except VmTokenError as error:
+                problem = error
+                if role is roles[0]:
+                    raise
+            else:
+                if choice is not None:
+                    chosen[role] = choice
+        if problem is not None and not chosen:
+            raise problem  # the token may know a PIN by its URI, and must not spend it
+        return chosen
+
+    def _choice(self, token: str, role: PinRole) -> tuple[SecretBytes, Presented] | None:
+        record = self.record(token, role)
+        if record.pending is not None:
+            return self._safe.open(record.pending, _purpose(token, role)), Presented.PENDING
+        if record.rejected:
+            raise _rejected(token, role, record)
+        pin = self.in_use(token, role)
+        if pin is None:
+            return None
+        refused = record.refused[:-1] if record.presented else record.refused
+        if record.source and self._digest(token, role, pin) in refused:
+            raise _rejected(token, role, record)
+        return pin, Presented.CURRENT
+
+    def _settle(self, token: str, role: PinRole, tries: int | None) -> bool:
+        """What became of the PIN that was presented last, if the answer was lost; True if it was refused."""
+        record = self.record(token, role)
+        if record.presented is None:
+            return False
+        if tries is not None and record.tries_before is not None:
+            lost = tries < record.tries_before
+        else:  # nothing tells: a PIN that never worked is not worth another try
+            alone = record.presented is Presented.PENDING and record.sealed is None
+            lost = not record.accepted and (alone or record.pending is None)
+        if lost:
+            self._wipe(token, role, record.presented, tries)
+        else:
+            self._put(token, role, _unmarked(record))
+        return True
+
+    @contextmanager
+    def _code(self, token: str, by_hand: SecretBytes | None, read: ReadPins) -> Iterator[SecretBytes]:
+        """What unblocks, presented once."""
+        role = PinRole.OPERATOR
+        if by_hand is not None:
+            with self._by_hand(token, by_hand, read):
+                yield by_hand
+            return
+        kept = self.in_use(token, role)
+        if kept is None or len(kept) > _LONGEST_CODE:
+            raise PinMissing(
+                f"Nothing that is kept here unblocks token '{token}'; give its PUK, SO PIN or operator PIN "
+                "with --code."
+            )
+        with self.presenting(token, (role,), read) as pins:
+            code = pins[role]
+            assert code is not None, "there is one"
+            yield code
+
+    @contextmanager
+    def _by_hand(self, token: str, code: SecretBytes, read: ReadPins) -> Iterator[None]:
+        """A code that the operator gave; it is not kept, only its digest if it is refused."""
+        role = PinRole.OPERATOR
+        record = self.record(token, role)
+        if self._digest(token, role, code) in record.refused:
+            raise _refused_code(token, record.tries_left)
+        self.told(token, state := read())
+        tries = state.operator_tries_left
+        if tries is not None and tries <= self._reserve:
+            raise _too_few(token, role, tries)
+        try:
+            yield
+        except PinRejected as error:
+            record = replace(self.record(token, role), refused=self._with_digest(token, role, code))
+            if tries is not None:
+                record = replace(record, tries_left=error.retries_left)
+            self._put(token, role, record)
+            self._announce(token, role, error.retries_left)
+            raise _refused_code(token, error.retries_left) from error
+
+    def _check_settled(self, token: str) -> None:
+        if not self.is_settled(token):
+            raise Conflict(
+                f"Token '{token}' was given another user PIN, and has not shown yet whether it is the right "
+                f"one; 'vmtokenctl token show {token}' says what keeps it from being opened."
+            )
+
+    # What became of it.
+
+    def _mark(self, token: str, role: PinRole, candidate: _Candidate, taking: SecretBytes | None) -> None:
+        """Before the token sees it: until there is an answer, the last digest is that of a PIN in doubt."""
+        record = self.record(token, role)
+        if candidate.taking and taking is not None:
+            record = replace(record, pending=self._seal(token, role, taking))
+        marked = replace(
+            record,
+            presented=candidate.which,
+            tries_before=candidate.tries,
+            refused=self._with_digest(token, role, candidate.pin),
+        )
+        self._must_put(token, role, marked)
+
+    def _unmark(self, token: str, role: PinRole, candidate: _Candidate) -> None:
+        """The token's answer was about something else."""
+        record = _unmarked(self.record(token, role))
+        self._put(token, role, replace(record, pending=None) if candidate.taking else record)
+
+    def _accepted(self, token: str, role: PinRole, candidate: _Candidate, *, for_certain: bool) -> None:
+        record = _unmarked(self.record(token, role))
+        if candidate.taking or (for_certain and candidate.which is Presented.PENDING):
+            self._taken(token, role, refused=() if candidate.taking else record.refused)
+            return
+        if for_certain:
+            left = record.tries if candidate.tries is not None else record.tries_left
+            record = replace(record, accepted=True, tries_left=left)
+        self._put(token, role, record)
+
+    def _taken(self, token: str, role: PinRole, refused: tuple[bytes, ...]) -> None:
+        """The pending PIN is the token's. When it is a new one, those refused before may be right one day."""
+        record = self.record(token, role)
+        taken = PinRecord(sealed=record.pending, accepted=True, refused=refused, tries=record.tries)
+        self._put(token, role, replace(taken, tries_left=record.tries, told_at=self._clock.now().timestamp()))
+
+    def _refused(
+        self,
+        token: str,
+        roles: Sequence[PinRole],
+        given: Mapping[PinRole, _Candidate],
+        read: ReadPins,
+        error: PinRejected | PinBlocked,
+    ) -> PinRole:
+        """Wipe what was refused, and say which it was."""
+        if not given and isinstance(error, PinRejected):  # one that the token's URI names
+            role = PinRole.USER if PinRole.USER in roles else roles[0]
+            self._put(token, role, replace(self.record(token, role), rejected=True))
+            self._announce(token, role, error.retries_left)
+            return role
+        losers = self._losers(given, read, error)
+        for role, candidate in given.items():
+            if role in losers:
+                left = error.retries_left if isinstance(error, PinRejected) else 0
+                self._wipe(token, role, candidate.which, left)
+            else:
+                self._unmark(token, role, candidate)
+        return next(iter(losers), roles[0])
+
+    def _losers(
+        self, given: Mapping[PinRole, _Candidate], read: ReadPins, error: PinRejected | PinBlocked
+    ) -> Sequence[PinRole]:
+        """Whose PIN was refused, by the counters; all in question when they do not tell.
+
+        A PIN that is blocked now was refused if its counter fell: else it was not even tried.
+        """
+        known = [role for role, candidate in given.items() if candidate.tries is not None]
+        rejected = isinstance(error, PinRejected)
+        if rejected and len(given) == 1:
+            return list(given)
+        try:
+            state = read()
+        except VmTokenError:
+            return list(given) if rejected else known
+        fell = [role for role in known if (_tries(state, role) or 0) < (given[role].tries or 0)]
+        if fell or not rejected:
+            return fell
+        return [role for role in given if role not in known] or list(given)
+
+    def _wipe(
+        self,
+        token: str,
+        role: PinRole,
+        which: Presented,
+        tries_left: int | None,
+        pin: SecretBytes | None = None,
+    ) -> None:
+        """Forget a refused PIN; with the one in use goes one that the token was to take in its place."""
+        record = self.record(token, role)
+        if pin is not None:
+            record = replace(record, refused=self._with_digest(token, role, pin))
+        if which is Presented.CURRENT:
+            record = replace(record, sealed=None, accepted=False, rejected=not record.source)
+        elif record.sealed is None and not record.source:
+            record = replace(record, rejected=True)
+        if tries_left is not None:
+            record = replace(record, tries_left=tries_left, told_at=self._clock.now().timestamp())
+        self._put(token, role, replace(record, pending=None, presented=None, tries_before=None))
+        self._announce(token, role, tries_left)
+
+    def _told(self, token: str, role: PinRole, left: int | None, tries: int | None) -> None:
+        if left is None:
+            return
+        record = self.record(token, role)
+        before = record.tries_left
+        known = replace(record, tries_left=left, tries=tries or max(record.tries or 0, left))
+        fresh = replace(known, told_at=self._clock.now().timestamp())
+        if known == record:
+            self._records[token, role] = fresh  # only the time is new: not worth a write
+            return
+        self._put(token, role, fresh)
+        if before is not None and left < before:
+            facts = {"token": token, "pin": role.value, "tries_left": left, "tries_before": before}
+            log.warning("tries of a PIN were lost", extra=facts)
+            self._report("pin-tries-lost", facts)
+
+    def _announce(self, token: str, role: PinRole, tries_left: int | None) -> None:
+        facts = {"token": token, "pin": role.value, "tries_left": tries_left}
+        log.error("a PIN was refused; it is wiped and not tried again", extra=facts)
+        self._report("pin-rejected", facts)
+
+    # On the disk.
+
+    def _must_put(self, token: str, role: PinRole, record: PinRecord) -> None:
+        """What cannot be kept does not happen: raises `VmTokenError`, and nothing has changed."""
+        self._store.put_pins(token, {role: record})
+        self._records[token, role] = record
+
+    def _put(self, token: str, role: PinRole, record: PinRecord) -> None:
+        """What has happened counts until the next start even if the disk does not take it."""
+        self._records[token, role] = record
+        try:
+            self._store.put_pins(token, {role: record})
+        except VmTokenError as error:
+            log.error("what became of a PIN cannot be kept", extra={"token": token, "because": error.message})  # noqa: TRY400
+
+    def _seal(self, token: str, role: PinRole, pin: SecretBytes) -> bytes:
+        return self._safe.seal(pin, _purpose(token, role))
+
+    def _digest(self, token: str, role: PinRole, pin: SecretBytes) -> bytes:
+        return self._safe.digest(pin, _purpose(token, role))
+
+    def _with_digest(self, token: str, role: PinRole, pin: SecretBytes) -> tuple[bytes, ...]:
+        digest = self._digest(token, role, pin)
+        others = [each for each in self.record(token, role).refused if each != digest]
+        return (*others[1 - _MOST_REFUSED :], digest)
+
+
+def _unmarked(record: PinRecord) -> PinRecord:
+    if record.presented is None:
+        return record
+    return replace(record, presented=None, tries_before=None, refused=record.refused[:-1])
+
+
+def _tries(state: PinState, role: PinRole) -> int | None:
+    return state.tries_left if role is PinRole.USER else state.operator_tries_left
+
+
+def _purpose(token: str, role: PinRole) -> str:
+    return f"{role} PIN of token {token}"
+
+
+def _rejected(token: str, role: PinRole, record: PinRecord, tries_left: int | None = None) -> PinRejected:
+    tries = record.tries_left if tries_left is None else tries_left
+    where = f" in {record.source}" if record.source else ""
+    left = "" if tries is None else f", which leaves {_in_words(tries)}"
+    return PinRejected(
+        f"Token '{token}' refused the {role} PIN{where}{left}; it is not tried again. Give the right one "
+        f"with {_set_command(token, role)}.",
+        retries_left=tries or 0,
+    )
+
+
+def _refused_code(token: str, tries_left: int | None) -> PinRejected:
+    left = "" if tries_left is None else f", which leaves {_in_words(tries_left)}"
+    return PinRejected(
+        f"Token '{token}' refused this code{left}; it is not tried again. Give the right one.",
+        retries_left=tries_left or 0,
+    )
+
+
+def _too_few(token: str, role: PinRole, tries: int) -> PinBlocked:
+    remedy = (
+        f"'vmtokenctl token pin unblock {token}' gives a new one"
+        if role is PinRole.USER
+        else "ask its issuer"
+    )
+    if tries == 0:
+        return PinBlocked(f"The {role} PIN of token '{token}' is blocked; {remedy}.")
+    return PinBlocked(
+        f"The {role} PIN of token '{token}' has only {_in_words(tries)} left, too few to risk one; {remedy}."
+    )
+
+
+def _set_command(token: str, role: PinRole) -> str:
+    return f"'vmtokenctl token pin set {token}{' --operator' if role is PinRole.OPERATOR else ''}'"
+
+
+def _in_words(tries: int) -> str:
+    return "1 try" if tries == 1 else f"{tries} tries"
