@@ -1,4 +1,4 @@
-"""Certificate requests (PKCS#10, RFC 2986) of keys that stay where they are: signed by whoever has the key.
+"""Certificate requests (PKCS#10, RFC 2986) of keys that stay where they are, and what comes back for them.
 
 `cryptography` puts the request together; what it calls a private key is a stand-in that passes on what
 is to be signed.
@@ -6,13 +6,14 @@ is to be signed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from vmtoken.errors import InvalidRequest
 from vmtoken.tls.codes import ProtocolVersion, SignatureScheme
@@ -59,6 +60,19 @@ def certificate_request(
     key = KeyElsewhere.of(public_key_info, schemes, sign)
     signed = builder.sign(key.stand_in, key.digest, rsa_padding=key.rsa_padding)
     return signed.public_bytes(Encoding.DER)
+
+
+def check_chain(public_key_info: bytes, chain: Sequence[bytes]) -> None:
+    """Raise `ValueError` unless the chain begins with this key's certificate and each names the next; DER."""
+    if not chain:
+        raise ValueError("an empty chain")
+    certificates = [x509.load_der_x509_certificate(certificate) for certificate in chain]
+    leaf_key = certificates[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if leaf_key != public_key_info:
+        raise ValueError("the certificate belongs to another key")
+    for certificate, issuer in itertools.pairwise(certificates):
+        if certificate.issuer != issuer.subject:
+            raise ValueError("the chain is out of order")
 
 
 def request_builder(subject: str, dns_names: Sequence[str]) -> x509.CertificateSigningRequestBuilder:

@@ -143,12 +143,14 @@ class QuotaExceeded(VmTokenError):
 
 
 class PinRejected(VmTokenError):
-    """The card refused a PIN; `retries_left` says how many tries are left."""
+    """The card refused a PIN; `retries_left` says how many tries are left, None for one without a counter."""
 
     reason = Reason.PIN_REJECTED
 
-    def __init__(self, message: str, *, retries_left: int) -> None:
-        super().__init__(message, retries_left=str(retries_left))
+    def __init__(self, message: str, *, retries_left: int | None) -> None:
+        super().__init__(message)
+        if retries_left is not None:
+            self.metadata["retries_left"] = str(retries_left)
         self.retries_left = retries_left
 
 
@@ -240,7 +242,7 @@ def rebuilt(
         kind = VmTokenError
     if kind is PinRejected:
         retries = metadata.get("retries_left", "")
-        return PinRejected(message, retries_left=int(retries) if retries.isdecimal() else 0)
+        return PinRejected(message, retries_left=int(retries) if retries.isdecimal() else None)
     error = kind(message, retry_after=retry_after)
     error.metadata = metadata
     return error

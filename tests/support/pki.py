@@ -191,9 +191,13 @@ class Authority:
         not_before: datetime = NOW - DAY,
         not_after: datetime = NOW + 30 * DAY,
         extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
+        key: PrivateKey | None = None,
     ) -> Identity:
-        """A leaf for `name`, which is also its only DNS name unless `dns_names` says otherwise."""
-        key = generate_key(kind)
+        """A leaf for `name`, which is also its only DNS name unless `dns_names` says otherwise.
+
+        `key` may be one that is elsewhere and only shows its public half.
+        """
+        key = key or generate_key(kind)
         builder = _builder(name, key, not_before, not_after).issuer_name(self.certificate.subject)
         builder = _add_leaf_extensions(
             builder, usage, (name,) if dns_names is None else dns_names, ip_addresses

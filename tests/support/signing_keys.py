@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dom0_broker.backends.software.element import Applications, ElementOptions
 from tests.fakes.signing_key import SoftwareKey
+from tests.support.piv import piv_holder
 from tests.support.pki import Identity, KeyKind, client_identity
+from vmtoken.cards.piv_codes import Slot
 from vmtoken.tls.codes import SignatureScheme
 from vmtoken.token import SigningKey
 
@@ -71,10 +74,20 @@ def _in_memory(kind: KeyKind, schemes: tuple[SignatureScheme, ...] | None = None
     return SigningKeyKind(f"memory, {kind}{suffix}", holder, tls13=schemes is None)
 
 
+def _piv(kind: KeyKind, slot: Slot, *, t0: bool = False) -> SigningKeyKind:
+    options = ElementOptions(applications=Applications.PIV, t0=t0)
+    suffix = ", T=0" if t0 else ""
+    holder = functools.partial(piv_holder, kind, slot, options)
+    return SigningKeyKind(f"PIV slot {slot}, {kind}{suffix}", holder)
+
+
 SIGNING_KEYS = (
     _in_memory(KeyKind.ECDSA_P256),
     _in_memory(KeyKind.ECDSA_P384),
     _in_memory(KeyKind.RSA_2048),
     _in_memory(KeyKind.RSA_2048, PKCS1),
     _in_memory(KeyKind.ED25519),
+    _piv(KeyKind.ECDSA_P256, Slot.AUTHENTICATION),
+    _piv(KeyKind.RSA_2048, Slot.SIGNATURE),
+    _piv(KeyKind.ECDSA_P384, Slot.CARD_AUTHENTICATION, t0=True),
 )

@@ -27,6 +27,7 @@ class StatusWord(int):
     FUNCTION_NOT_SUPPORTED: StatusWord
     FILE_NOT_FOUND: StatusWord
     NOT_ENOUGH_MEMORY: StatusWord
+    INCORRECT_P1_P2: StatusWord
     REFERENCED_DATA_NOT_FOUND: StatusWord
     WRONG_P1_P2: StatusWord
     INS_NOT_SUPPORTED: StatusWord
@@ -84,6 +85,7 @@ StatusWord.WRONG_DATA = StatusWord(0x6A80)
 StatusWord.FUNCTION_NOT_SUPPORTED = StatusWord(0x6A81)
 StatusWord.FILE_NOT_FOUND = StatusWord(0x6A82)
 StatusWord.NOT_ENOUGH_MEMORY = StatusWord(0x6A84)
+StatusWord.INCORRECT_P1_P2 = StatusWord(0x6A86)
 StatusWord.REFERENCED_DATA_NOT_FOUND = StatusWord(0x6A88)
 StatusWord.WRONG_P1_P2 = StatusWord(0x6B00)
 StatusWord.INS_NOT_SUPPORTED = StatusWord(0x6D00)

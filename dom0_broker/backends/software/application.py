@@ -14,8 +14,11 @@ from dom0_broker.backends.software import keys
 from dom0_broker.backends.software.card_error import CardError
 from dom0_broker.backends.software.eap_tls_applet import EapTlsApplet, LoadedIdentity
 from dom0_broker.backends.software.keystore import Contents, Keystore, StoredIdentity
-from dom0_broker.backends.software.pin import StoredPin, is_acceptable
+from dom0_broker.backends.software.parts import ChainingRule
+from dom0_broker.backends.software.pin import StoredPin, is_acceptable, try_pin
 from vmtoken.cards.codes import (
+    AID,
+    CLA,
     DataObject,
     Features,
     IdentityCommand,
@@ -26,8 +29,9 @@ from vmtoken.cards.codes import (
 )
 from vmtoken.cards.profile import Fci, ProfileData, decode_certificates, decode_names
 from vmtoken.codec import DecodeError
+from vmtoken.csr import check_chain
 from vmtoken.iso7816.apdu import CommandApdu
-from vmtoken.iso7816.channel import ApduLimits
+from vmtoken.iso7816.channel import ApduLimits, Chaining
 from vmtoken.iso7816.commands import PIN_LENGTH
 from vmtoken.iso7816.status import StatusWord
 from vmtoken.iso7816.tlv import decode_fields
@@ -45,6 +49,21 @@ _Command = Callable[[CommandApdu], bytes]
 
 class Application:
     """The application of one powered card."""
+
+    cla = CLA
+    fetch = True
+    chaining = ChainingRule(
+        Chaining.P1,
+        CLA,
+        {
+            Instruction.PROCESS_EAP: 0x10000 + 1024,
+            Instruction.PUT_DATA: 0x10000,
+            Instruction.TAKE_TICKET: 0x10000 + 256,
+            Instruction.CERTIFICATE_REQUEST: 4096,
+        },
+    )
+    """The longest EAP packet and its Start parameters, what a personalisation needs, the longest
+    NewSessionTicket of RFC 8446."""
 
     def __init__(
         self, keystore: Keystore, limits: ApduLimits, features: Features, random: Callable[[int], bytes]
@@ -74,6 +93,10 @@ class Application:
             Instruction.PUT_DATA: self._put_data,
         }
 
+    def is_named(self, name: bytes) -> bool:
+        """Its whole AID (section 9.4)."""
+        return name == AID
+
     def power_down(self) -> None:
         """Wipe what is in memory."""
         self._applet.use_identity(None)
@@ -95,6 +118,8 @@ class Application:
 
     def execute(self, command: CommandApdu) -> bytes:
         """The data that answers a command; raises `CardError`."""
+        if command.cla != self.cla:
+            raise CardError(StatusWord.CLA_NOT_SUPPORTED)
         handler = self._commands.get(command.ins)
         if handler is None:
             raise CardError(StatusWord.INS_NOT_SUPPORTED)
@@ -179,14 +204,11 @@ class Application:
         return b""
 
     def _check_pin(self, reference: PinReference, candidate: bytes) -> None:
-        """Take a try before looking: whoever cuts the power during the comparison has spent it."""
         if self._pin(reference).is_blocked:
             raise CardError(StatusWord.PIN_BLOCKED)
         self._verified.discard(reference)
-        self._save_pin(reference, self._pin(reference).after_a_try())
-        if not self._pin(reference).matches(candidate):
+        if not try_pin(self._pin(reference), candidate, lambda pin: self._save_pin(reference, pin)):
             raise CardError(self._pin_needed(reference))
-        self._save_pin(reference, self._pin(reference).restored())
 
     def _pin_needed(self, reference: PinReference) -> int:
         pin = self._pin(reference)
@@ -353,7 +375,7 @@ class Application:
             case DataObject.CERTIFICATE_CHAIN:
                 chain = decode_certificates(data)
                 _check_count(chain, _MAX_CHAIN)
-                keys.check_chain(self._private_key(), chain)
+                check_chain(keys.public_key_info(self._private_key()), chain)
                 self._replace_current(msgspec.structs.replace(self._current, chain=chain))
             case DataObject.TRUST_ANCHORS:
                 anchors = decode_certificates(data)

@@ -9,13 +9,19 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from dom0_broker.backends.base import NOTHING_KEPT, FoundToken, Kept, Pins, PinState
-from dom0_broker.backends.software.element import DEFAULT_OPTIONS, ElementOptions, SoftwareElement
+from dom0_broker.backends.software.element import (
+    DEFAULT_OPTIONS,
+    Applications,
+    ElementOptions,
+    SoftwareElement,
+)
 from dom0_broker.backends.software.keystore import Keystore, fresh_contents
 from dom0_broker.backends.software.pin import OPERATOR_TRIES, USER_TRIES, StoredPin, is_acceptable
+from dom0_broker.backends.software.piv_store import PivSecrets, fresh_piv
 from vmtoken.cards import eap_tls_pins
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.cards.issuer import EapTlsIssuer
-from vmtoken.errors import InvalidRequest
+from vmtoken.errors import Conflict, InvalidRequest
 from vmtoken.iso7816.commands import pad_pin
 from vmtoken.secret import SecretBytes
 from vmtoken.token import Assurance
@@ -45,9 +51,10 @@ class SoftwareBackend:
         self._keystores: WeakValueDictionary[str, Keystore] = WeakValueDictionary()
         directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
 
-    def create(self, locator: str, pins: Pins) -> None:
-        """See `TokenBackend.create`."""
-        contents = fresh_contents(_stored(pins.user, USER_TRIES), _stored(pins.operator, OPERATOR_TRIES))
+    def create(self, locator: str, pins: Pins, piv: PivSecrets | None = None) -> None:
+        """See `TokenBackend.create`; with `piv` the element can have the PIV application too."""
+        user, operator = _stored(pins.user, USER_TRIES), _stored(pins.operator, OPERATOR_TRIES)
+        contents = fresh_contents(user, operator, None if piv is None else fresh_piv(piv))
         Keystore.create(self._path(locator), self._sealing_key, contents)
 
     def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> EapTlsCard:
@@ -74,8 +81,13 @@ class SoftwareBackend:
         )
 
     def connect(self, locator: str) -> SoftwareElement:
-        """The bare card."""
-        return SoftwareElement(self._keystore(locator), self._options)
+        """The bare card. Raises `Conflict` for an element without an application that it should have."""
+        keystore = self._keystore(locator)
+        if Applications.PIV in self._options.applications and keystore.contents.piv is None:
+            raise Conflict(
+                f"The software element {locator!r} was made without the PIV application; make another one."
+            )
+        return SoftwareElement(keystore, self._options)
 
     def serial(self, locator: str) -> str:
         """The serial number that the card says, hexadecimal. Raises `TokenNotFound`."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, rsa
@@ -82,19 +80,6 @@ def certificate_request(key: PrivateKey, subject: str, dns_names: Sequence[str])
     has_hash = isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
     digest = hashes.SHA384() if _is_p384(key) else hashes.SHA256()
     return builder.sign(key, digest if has_hash else None).public_bytes(Encoding.DER)
-
-
-def check_chain(key: PrivateKey, chain: Sequence[bytes]) -> None:
-    """Raise `ValueError` unless the chain begins with this key's certificate and each names the next."""
-    if not chain:
-        raise ValueError("an empty chain")
-    certificates = [x509.load_der_x509_certificate(certificate) for certificate in chain]
-    leaf_key = certificates[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if leaf_key != public_key_info(key):
-        raise ValueError("the certificate belongs to another key")
-    for certificate, issuer in itertools.pairwise(certificates):
-        if certificate.issuer != issuer.subject:
-            raise ValueError("the chain is out of order")
 
 
 def _is_p384(key: PrivateKey) -> bool:

@@ -20,6 +20,7 @@ from dom0_broker.backends.software.files import (
     write_atomically,
 )
 from dom0_broker.backends.software.pin import StoredPin
+from dom0_broker.backends.software.piv_store import StoredPiv
 from dom0_broker.safe import Safe, SealBroken
 from vmtoken.errors import AlreadyExists, TokenNotFound, TokenUnavailable
 from vmtoken.secret import SecretBytes
@@ -52,6 +53,8 @@ class Contents(msgspec.Struct, frozen=True):
     user_pin: StoredPin
     operator_pin: StoredPin
     identities: tuple[StoredIdentity, ...] = ()
+    piv: StoredPiv | None = None
+    """None for an element without the PIV application."""
 
     def __repr__(self) -> str:
         return f"Contents({self.serial.hex()})"
@@ -107,9 +110,9 @@ class Keystore:
         sync_directory(self._path.parent)
 
 
-def fresh_contents(user_pin: StoredPin, operator_pin: StoredPin) -> Contents:
+def fresh_contents(user_pin: StoredPin, operator_pin: StoredPin, piv: StoredPiv | None = None) -> Contents:
     """An element without identities, with a serial number of its own."""
-    return Contents(secrets.token_bytes(SERIAL_LENGTH), user_pin, operator_pin)
+    return Contents(secrets.token_bytes(SERIAL_LENGTH), user_pin, operator_pin, piv=piv)
 
 
 def _seal(contents: Contents, sealing_key: SecretBytes, name: str) -> bytes:

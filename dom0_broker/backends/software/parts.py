@@ -2,70 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from dom0_broker.backends.software.card_error import CardError
-from vmtoken.cards.codes import CLA, Instruction
 from vmtoken.iso7816.apdu import MAX_SHORT_DATA, MAX_SHORT_LE, CommandApdu
+from vmtoken.iso7816.channel import Chaining
 from vmtoken.iso7816.status import StatusWord
 
-_MORE = 0x01
+_MORE_IN_P1 = 0x01
+_MORE_IN_CLA = 0x10
 
-_MAX_COMMAND: dict[int, int] = {
-    Instruction.PROCESS_EAP: 0x10000 + 1024,
-    Instruction.PUT_DATA: 0x10000,
-    Instruction.TAKE_TICKET: 0x10000 + 256,
-    Instruction.CERTIFICATE_REQUEST: 4096,
-}
-"""Octets of the commands that come in parts: the longest EAP packet and its Start parameters, what a
-personalisation needs, the longest NewSessionTicket of RFC 8446."""
+
+@dataclass(frozen=True, slots=True)
+class ChainingRule:
+    """How an application takes commands that are longer than an APDU."""
+
+    mark: Chaining
+    """Where a part says that more follow: P1 (draft section 9.2.1) or CLA (ISO/IEC 7816-4 section 5.3.3)."""
+
+    cla: int
+    longest: Mapping[int, int]
+    """Octets of the commands that may come in parts, by INS."""
+
+    def has_more(self, command: CommandApdu) -> bool:
+        """Whether it is a part that is not the last."""
+        in_p1 = self.mark is Chaining.P1
+        return bool(command.p1 & _MORE_IN_P1 if in_p1 else command.cla & _MORE_IN_CLA)
+
+    def without_mark(self, command: CommandApdu) -> CommandApdu:
+        """As the last part has it."""
+        if self.mark is Chaining.P1:
+            return command._replace(p1=command.p1 & ~_MORE_IN_P1)
+        return command._replace(cla=command.cla & ~_MORE_IN_CLA)
 
 
 class IncomingParts:
-    """Puts the parts of a command together: bit 1 of P1 says that more follow (draft section 9.2.1)."""
+    """Puts the parts of a command together, by the rule of the application that it is for."""
 
     def __init__(self) -> None:
         self._header = b""
         self._parts: list[bytes] = []
         self._size = 0
 
-    def add(self, command: CommandApdu) -> CommandApdu | None:
+    def add(self, command: CommandApdu, rule: ChainingRule) -> CommandApdu | None:
         """The whole command, or None while parts are missing. Another command in between drops the parts."""
-        if not self._parts and not command.p1 & _MORE:
+        more = rule.has_more(command)
+        if not self._parts and not more:
             return command
-        limit = _MAX_COMMAND.get(command.ins) if command.cla == CLA else None
-        if limit is None:
-            self._clear()
+        whole = rule.without_mark(command)
+        limit = rule.longest.get(command.ins) if whole.cla == rule.cla else None
+        header = bytes(whole[:4])
+        if limit is None or (header != self._header and not more):
+            self.clear()
             return command
-        header = bytes((command.cla, command.ins, command.p1 & ~_MORE, command.p2))
         if header != self._header:
-            self._clear()
-            if not command.p1 & _MORE:
-                return command
+            self.clear()
         self._collect(header, command.data, limit)
-        if command.p1 & _MORE:
+        if more:
             return None
         data = b"".join(self._parts)
-        self._clear()
-        return CommandApdu(command.cla, command.ins, command.p1, command.p2, data, command.le)
+        self.clear()
+        return whole._replace(data=data)
+
+    def clear(self) -> None:
+        """Drop what has come so far."""
+        self._header = b""
+        self._parts.clear()
+        self._size = 0
 
     def _collect(self, header: bytes, data: bytes, limit: int) -> None:
         self._size += len(data)
         if self._size > limit or not data:
-            self._clear()
+            self.clear()
             raise CardError(StatusWord.NOT_ENOUGH_MEMORY if data else StatusWord.WRONG_LENGTH)
         self._header = header
         self._parts.append(data)
-
-    def _clear(self) -> None:
-        self._header = b""
-        self._parts.clear()
-        self._size = 0
 
 
 class OutgoingParts:
     """Gives an answer out in the parts that the interface device asks for.
 
     Up to 256 octets go out at once where Le allows it. Else 61xx announces up to 255 octets, to be
-    had with GET RESPONSE, and 9F00 or 9Fxx longer ones, to be had with FETCH (draft section 9.2.2).
+    had with GET RESPONSE. Longer ones are announced by 9F00 or 9Fxx, to be had with FETCH, where the
+    application follows the draft (section 9.2.2); else the first of them come at once, with 61xx for the rest
+    (ISO/IEC 7816-4 section 5.3.4).
     """
 
     def __init__(self, *, t0: bool) -> None:
@@ -74,8 +95,8 @@ class OutgoingParts:
         self._sw1 = 0
         self._refused: CommandApdu | None = None
 
-    def begin(self, command: CommandApdu, data: bytes) -> bytes:
-        """The first answer to a command that was executed."""
+    def begin(self, command: CommandApdu, data: bytes, *, fetch: bool) -> bytes:
+        """The first answer to a command that was executed; `fetch` for the draft's way."""
         self._left = b""
         if not data:
             return b"\x90\x00"
@@ -85,9 +106,11 @@ class OutgoingParts:
                 return self._refuse_le(command, data)
             return data + b"\x90\x00"
         self._left = data
+        self._sw1 = 0x9F if fetch and len(data) > MAX_SHORT_DATA else 0x61
+        if le is not None and not fetch and not self._t0:
+            return self.next_part(le)
         if le is not None and len(data) <= MAX_SHORT_LE:
             return self._refuse_le(command, data)
-        self._sw1 = 0x9F if len(data) > MAX_SHORT_DATA else 0x61
         return self._announcement()
 
     @property

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -54,6 +55,16 @@ class StoredPin(msgspec.Struct, frozen=True):
     def matches(self, candidate: bytes) -> bool:
         """Compare in constant time."""
         return hmac.compare_digest(_digest(candidate, self.salt), self.digest)
+
+
+def try_pin(pin: StoredPin, candidate: bytes, keep: Callable[[StoredPin], None]) -> bool:
+    """Compare; a try is taken, and kept, before: whoever cuts the power in between has spent it."""
+    spent = pin.after_a_try()
+    keep(spent)
+    if not spent.matches(candidate):
+        return False
+    keep(spent.restored())
+    return True
 
 
 def is_acceptable(pin: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dom0_broker.backends.software.application import Application
 from dom0_broker.backends.software.parts import IncomingParts, OutgoingParts
 from tests.fakes.card import Exchange, ScriptedCard, read_trace
 from vmtoken.cards import commands
@@ -46,15 +47,18 @@ def test_card_cuts_its_answers_as_the_card_of_2003() -> None:
             assert outgoing.next_part(command.le) == expected
             continue
         assert outgoing.repeated(command) is None
-        whole = incoming.add(command)
-        answer = b"\x90\x00" if whole is None else outgoing.begin(command, next(answers))
+        whole = incoming.add(command, Application.chaining)
+        answer = b"\x90\x00" if whole is None else outgoing.begin(command, next(answers), fetch=True)
         assert answer == expected
     assert next(answers, None) is None
 
 
 def test_parts_of_a_command_make_the_eap_packet_again() -> None:
     incoming = IncomingParts()
-    packets = [incoming.add(CommandApdu.decode(octets)) for octets, _ in process_eap_exchanges()]
+    packets = [
+        incoming.add(CommandApdu.decode(octets), Application.chaining)
+        for octets, _ in process_eap_exchanges()
+    ]
     whole = [EapPacket.decode(command.data) for command in packets if command is not None]
     assert [packet.identifier for packet in whole] == list(range(0x14, 0x1B))
     assert all(packet.code is EapCode.REQUEST and packet.type == EapType.EAP_TLS for packet in whole)
