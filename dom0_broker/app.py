@@ -15,7 +15,7 @@ import msgspec
 from dom0_broker.administration import VmAdministration, recorded
 from dom0_broker.admission import Quotas
 from dom0_broker.audit import AuditError, AuditLog, AuditNotes, Fields
-from dom0_broker.backends.registry import BackendSettings, TokenBackend, backend_for
+from dom0_broker.backends.registry import BackendSettings, PcscdSettings, TokenBackend, backend_for
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
 from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_address
@@ -72,6 +72,7 @@ class App:
             sealing_key,
             apdus=config.soft.apdus,
             pin_reserve=config.limits.pin_reserve,
+            pcsc=tuple(PcscdSettings(each.socket, each.timeout, each.reset_command) for each in config.pcsc),
         )
         self._store = Store(config.database)
         reserve = config.limits.pin_reserve

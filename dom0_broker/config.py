@@ -74,6 +74,19 @@ class SoftConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the elements take and the broker sends: as a card of that kind would."""
 
 
+class PcscConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[pcsc]]`: a pcscd with its readers; several, where one does not take enough of them."""
+
+    socket: str = ""
+    """Of the pcscd; empty: the usual one."""
+
+    timeout: Seconds = 15.0
+    """A card that does not answer one APDU for so long hangs, and is left alone."""
+
+    reset_command: tuple[str, ...] = ()
+    """Program and arguments that get a hung reader of this pcscd going again; no shell reads them."""
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: numbers that keep one VM, or one card, from taking everything."""
 
@@ -119,6 +132,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     unix: UnixConfig = field(default_factory=UnixConfig)
     tcp: TcpConfig = field(default_factory=TcpConfig)
     soft: SoftConfig = field(default_factory=SoftConfig)
+    pcsc: tuple[PcscConfig, ...] = (PcscConfig(),)
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -201,6 +215,9 @@ def _check_values(config: BrokerConfig, path: Path) -> None:
         raise SettingsError(
             f"{path}: runtime_dir: longer than {_LONGEST_RUNTIME_DIR} octets: sockets of VMs would not fit."
         )
+    sockets = [each.socket for each in config.pcsc]
+    if len(sockets) != len(set(sockets)):
+        raise SettingsError(f"{path}: pcsc: two entries with the same socket; give each pcscd its own.")
     if config.limits.vm_streams < config.limits.vm_handshakes:
         raise SettingsError(f"{path}: limits.vm_streams: less than limits.vm_handshakes; raise it.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+import typing
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +73,9 @@ def _fields(kind: type[msgspec.Struct], where: str) -> list[str]:
     """The keys known at a dotted place; those of `kind` when the place is not a table of its own."""
     for name in filter(None, where.split(".")):
         types = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-        inner = types.get(name)
+        inner = types.get(name.partition("[")[0])
+        if name.endswith("]"):  # an element of an array of tables
+            inner = next(iter(typing.get_args(inner)), None)
         if not (isinstance(inner, type) and issubclass(inner, msgspec.Struct)):
             break
         kind = inner

@@ -1,4 +1,4 @@
-"""Backends by URI scheme: `soft:NAME` is a software element."""
+"""Backends by URI scheme: `soft:NAME` is a software element, `pcsc:serial=HEX` a card in a reader."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
+from dom0_broker.backends.pcsc.settings import PcscdSettings
 from vmtoken.errors import InvalidRequest
 from vmtoken.secret import SecretBytes
 
-__all__ = ["BackendSettings", "Pins", "TokenBackend", "TokenIssuer", "backend_for"]
+__all__ = ["BackendSettings", "PcscdSettings", "Pins", "TokenBackend", "TokenIssuer", "backend_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class BackendSettings:
     pin_reserve: int = 1
     """Tries of a PIN that are never spent: with so many left, or fewer, it is not tried."""
 
+    pcsc: tuple[PcscdSettings, ...] = (PcscdSettings(),)
+    """The pcscd whose readers are looked into."""
+
 
 def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
     """A backend, to be kept: it knows what it has open. Raises `InvalidRequest` for other schemes."""
@@ -43,4 +47,8 @@ def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
                 options=ElementOptions(extended=settings.apdus == "extended", t0=settings.apdus == "t0"),
                 pin_reserve=settings.pin_reserve,
             )
-    raise InvalidRequest(f"There are no tokens of the scheme {scheme!r}; use soft:NAME.")
+        case "pcsc":
+            from dom0_broker.backends.pcsc.backend import PcscBackend
+
+            return PcscBackend(settings.pcsc, pin_reserve=settings.pin_reserve)
+    raise InvalidRequest(f"There are no tokens of the scheme {scheme!r}; use soft:NAME or pcsc:serial=HEX.")

@@ -11,18 +11,21 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cards import KINDS, Card, CardKind
+from tests.support.pcsc import PCSC_KINDS, PcscCard, PcscCardKind
 from tests.support.signing_keys import SIGNING_KEYS, KeyHolder, SigningKeyKind
 from tests.support.tokens import TOKENS, TokenHolder, TokenKind
 
 
-@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> CardKind:
-    chosen: CardKind = request.param
+@pytest.fixture(scope="module", params=(*KINDS, *PCSC_KINDS), ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> CardKind | PcscCardKind:
+    chosen: CardKind | PcscCardKind = request.param
     return chosen
 
 
 @pytest.fixture(scope="module")
-def card(kind: CardKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Card]:
+def card(
+    kind: CardKind | PcscCardKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Card | PcscCard]:
     with kind.card(tmp_path_factory.mktemp("elements")) as card:
         yield card
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.cards import Card
+from tests.support.pcsc import PcscCard
 from vmtoken.cards.codes import AID
 from vmtoken.errors import TokenUnavailable
 from vmtoken.iso7816.connection import CardConnection
@@ -20,7 +21,7 @@ VERIFY = bytes.fromhex("A0 20 00 00 08 31 32 33 34 FF FF FF FF")
 
 
 @pytest.fixture
-def connection(card: Card) -> Iterator[CardConnection]:
+def connection(card: Card | PcscCard) -> Iterator[CardConnection]:
     connection = card.connect()
     yield connection
     connection.close()
@@ -56,17 +57,20 @@ def test_select_forgets_the_pin(connection: CardConnection) -> None:
     assert connection.transmit(PIN_STATUS)[0] == 0x63
 
 
-def test_two_connections_do_not_share_a_pin(card: Card) -> None:
-    first, second = card.connect(), card.connect()
-    for connection in (first, second):
-        connection.transmit(SELECT)
-    assert first.transmit(VERIFY) == b"\x90\x00"
+def test_two_connections_do_not_share_a_pin(card: Card | PcscCard, connection: CardConnection) -> None:
+    connection.transmit(SELECT)
+    assert connection.transmit(VERIFY) == b"\x90\x00"
+    if card.is_exclusive:
+        with pytest.raises(TokenUnavailable, match="in use by another"):
+            card.connect()
+        connection.close()
+    second = card.connect()
+    second.transmit(SELECT)
     assert second.transmit(PIN_STATUS)[0] == 0x63
-    first.close()
     second.close()
 
 
-def test_closed_connection_is_unavailable_and_may_be_closed_again(card: Card) -> None:
+def test_closed_connection_is_unavailable_and_may_be_closed_again(card: Card | PcscCard) -> None:
     connection = card.connect()
     connection.close()
     connection.close()

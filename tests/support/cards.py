@@ -49,6 +49,8 @@ class Card:
     backend: SoftwareBackend
     identity: Identity
     pins: Pins = PINS
+    is_exclusive: bool = False
+    """Whether a second connection is refused while there is one."""
 
     def connect(self) -> CardConnection:
         return self.backend.connect(NAME)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from dom0_broker.engine import EngineToken
 from tests.support.cards import KINDS
+from tests.support.pcsc import PCSC_KINDS
 from tests.support.pki import Identity, server_identity
 from tests.support.signing_keys import SIGNING_KEYS, KeyHolder, SigningKeyKind
 from vmtoken.token import HandshakeToken, SigningKey, Traffic
@@ -67,7 +68,7 @@ def _with_engine(kind: SigningKeyKind, directory: Path) -> Iterator[_WithEngine]
 
 
 TOKENS = (
-    *(TokenKind(kind.name, kind.card) for kind in KINDS),
+    *(TokenKind(kind.name, kind.card) for kind in (*KINDS, *PCSC_KINDS)),
     *(
         TokenKind(f"engine, {kind.name}", functools.partial(_with_engine, kind), counts_traffic=False)
         for kind in SIGNING_KEYS

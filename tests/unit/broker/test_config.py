@@ -13,10 +13,12 @@ DEPLOY = Path(__file__).parents[3] / "deploy"
 
 
 def leaves(value: Struct, prefix: str = "") -> set[str]:
-    names = set()
+    names: set[str] = set()
     for name in value.__struct_fields__:
         inner = getattr(value, name)
-        names |= leaves(inner, f"{prefix}{name}.") if isinstance(inner, Struct) else {prefix + name}
+        tables = inner if isinstance(inner, tuple) else (inner,)
+        within = [leaves(each, f"{prefix}{name}.") for each in tables if isinstance(each, Struct)]
+        names |= set().union(*within) if within else {prefix + name}
     return names
 
 
@@ -25,6 +27,20 @@ def test_file_that_is_deployed_has_every_option_with_its_default() -> None:
     assert parse(text, BrokerConfig, "broker.toml") == BrokerConfig()
     for name in leaves(BrokerConfig()):
         assert f"\n{name.rpartition('.')[2]} = " in text, name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[[pcsc]]\nsokcet = ""', "unknown key 'pcsc\\[0\\].sokcet'; did you mean 'socket'"),
+        ('[[pcsc]]\nreset_command = "usbreset"', r"pcsc\[0\].reset_command: expected `array`"),
+        ("[[pcsc]]\n[[pcsc]]", "two entries with the same socket"),
+    ],
+)
+def test_mistake_in_an_array_of_tables_is_said_where_it_is(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "broker.toml").write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        read_config(tmp_path / "broker.toml")
 
 
 def test_rules_that_are_deployed_deny_everything() -> None:

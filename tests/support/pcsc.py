@@ -1,0 +1,83 @@
+"""Cards for the contract suites that are in a reader: software elements in a pcscd of the tests' own."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dom0_broker.backends.pcsc.backend import PcscBackend
+from dom0_broker.backends.pcsc.connection import PcscConnection
+from dom0_broker.backends.pcsc.settings import PcscdSettings
+from dom0_broker.backends.software.element import ElementOptions
+from tests.support.cards import KINDS, NAME, PINS, CardKind
+from tests.support.pcscd import pcscd
+from tests.support.pki import Identity, client_identity
+from vmtoken.iso7816.atr import AnswerToReset
+from vmtoken.token import HandshakeToken
+
+
+@dataclass(frozen=True)
+class PcscCardKind:
+    """A software element of some kind, over vpcd, pcscd and our backend."""
+
+    element: CardKind
+
+    @property
+    def name(self) -> str:
+        return f"PC/SC, {self.element.name}"
+
+    @contextlib.contextmanager
+    def card(self, directory: Path, identity: Identity | None = None) -> Iterator[PcscCard]:
+        """A card that holds a client identity and trusts the root of the test servers."""
+        with (
+            self.element.card(directory / "elements", identity) as element,
+            pcscd(directory) as daemon,
+            pcsc_backend(PcscdSettings(str(daemon.socket_path))) as backend,
+            daemon.readers[0].holding(element.connect(), atr_of(self.element.options)),
+        ):
+            serial = element.backend.serial(NAME)
+            wait_until(lambda: backend.present(f"serial={serial}"))
+            yield PcscCard(backend, f"serial={serial}", identity or client_identity())
+
+
+@dataclass(frozen=True)
+class PcscCard:
+    """One personalised card in a reader."""
+
+    backend: PcscBackend
+    locator: str
+    identity: Identity
+    is_exclusive: bool = True
+
+    def connect(self) -> PcscConnection:
+        return self.backend.connect(self.locator)
+
+    def token(self) -> HandshakeToken:
+        return self.backend.open(self.locator, PINS.user)
+
+
+@contextlib.contextmanager
+def pcsc_backend(*settings: PcscdSettings) -> Iterator[PcscBackend]:
+    backend = PcscBackend(settings)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """pcscd looks at its readers every 0.4 seconds, and tells us then."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        time.sleep(0.01)
+
+
+def atr_of(options: ElementOptions) -> bytes:
+    return AnswerToReset.of_card(t0=options.t0, extended=options.extended).encode()
+
+
+PCSC_KINDS = tuple(map(PcscCardKind, KINDS))
