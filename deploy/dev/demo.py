@@ -1,6 +1,6 @@
 """The main job on one machine, step by step: `make demo`.
 
-Makes a throw-away CA, personalises a card for the VM web01 through APDUs, starts the broker, the
+Makes a lab CA, personalises a card for the VM web01 through APDUs, starts the broker, the
 agent and an OpenSSL server that demands a client certificate, sends an HTTP request through a session
 whose private key never left the card, and resumes the session. Everything lives in one temporary
 directory and is gone at the end, also after Ctrl-C.
@@ -131,7 +131,7 @@ def main() -> int:
 
 def prepare(stage: Stage) -> int:
     """Everything up to running programs; gives the server's port."""
-    stage.step("A throw-away CA, and a server that it vouches for")
+    stage.step("A CA for trials, and a server that it vouches for")
     stage.run("vmtokenctl", "ca", "init", "ca")
     stage.run("vmtokenctl", "ca", "server", "ca", "localhost")
 

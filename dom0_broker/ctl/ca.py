@@ -1,148 +1,147 @@
-"""`vmtokenctl ca ...`: a throw-away CA in a directory, for trials.
-
-Its key is in a file: trust it nowhere else.
-"""
+"""`vmtokenctl ca ...`: a CA for trials and labs. Its key is in a file: trust it nowhere else."""
 
 from __future__ import annotations
 
 import argparse
-import ipaddress
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from dom0_broker.ctl.files import UnusableFile, read_request, write_private
-from dom0_broker.ctl.output import say
+from dom0_broker.ctl.files import UnusableFile, read_certificates, read_request
+from dom0_broker.ctl.lab_ca import LONGEST_CA, LONGEST_LEAF, REASONS, Issued, LabCa
+from dom0_broker.ctl.output import Row, moment, say, show_rows
 
-_LIFETIME = timedelta(days=30)
-_MARK = "THROW-AWAY TRIAL CA"
-_README = f"{_MARK}: whoever can read ca.key can make certificates. For trials on one machine only.\n"
+DEFAULT_DAYS = 90
+"""Of a leaf: long enough for a trial, and past the first month in which no warning should be heard."""
+
+CRL_DAYS = 7
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommands."""
-    group = commands.add_parser("ca", help="a throw-away CA for trials").add_subparsers(
-        required=True, metavar="COMMAND"
+    group = commands.add_parser(
+        "ca",
+        help="a CA for trials and labs, not for production",
+        description="Its key is in a file of DIRECTORY, and it signs whatever it is given.",
+    ).add_subparsers(required=True, metavar="COMMAND")
+    init = _in_directory(group, "init", "make a CA: DIRECTORY/ca.pem and ca.key", _init)
+    init.add_argument("--name", default="vmtoken", help="part of its name (default: %(default)s)")
+    add_days(init, 365, LONGEST_CA)
+    sign = _in_directory(
+        group, "sign", "sign a client's certificate request; the certificate goes to standard output", _sign
     )
-    init = group.add_parser("init", help="make a CA: DIRECTORY/ca.pem and ca.key, valid for 30 days")
-    init.add_argument("directory", type=Path)
-    init.set_defaults(run=_init)
-    sign = group.add_parser("sign", help="sign a certificate request; the chain goes to standard output")
-    sign.add_argument("directory", type=Path)
     sign.add_argument("request", type=Path, help="PKCS#10, PEM or DER")
-    sign.set_defaults(run=_sign)
-    server = group.add_parser(
-        "server", help="make a key and certificate for a trial server, server.pem and server.key"
+    add_days(sign, DEFAULT_DAYS, LONGEST_LEAF)
+    server = _in_directory(
+        group, "server", "make key and certificate of a trial server, server.key and server.pem", _server
     )
-    server.add_argument("directory", type=Path)
     server.add_argument("names", nargs="+", metavar="NAME", help="DNS name or IP address")
-    server.set_defaults(run=_server)
+    add_days(server, DEFAULT_DAYS, LONGEST_LEAF)
+    _register_revocation(group)
+
+
+def _register_revocation(group: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _in_directory(group, "list", "what it has issued", _list)
+    revoke = _in_directory(group, "revoke", "revoke a certificate, and write crl.pem and crl.der", _revoke)
+    revoke.add_argument("certificate", help="its serial number in hexadecimal, or a file with it")
+    revoke.add_argument("--reason", choices=list(REASONS), default="unspecified")
+    add_days(revoke, CRL_DAYS, LONGEST_LEAF, "until the next CRL is due")
+    crl = _in_directory(group, "crl", "write crl.pem and crl.der anew, before the last ones expire", _crl)
+    add_days(crl, CRL_DAYS, LONGEST_LEAF, "until the next CRL is due")
+
+
+def add_days(parser: argparse.ArgumentParser, default: int, most: int, what: str = "of validity") -> None:
+    """The option that says for how long."""
+    parser.add_argument(
+        "--days",
+        type=_days(most),
+        default=timedelta(days=default),
+        metavar="N",
+        help=f"days {what}, {most} at most (default: {default})",
+    )
+
+
+def _days(most: int) -> Callable[[str], timedelta]:
+    def days(text: str) -> timedelta:
+        if not (text.isdecimal() and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 1 to {most}")
+        return timedelta(days=int(text))
+
+    return days
+
+
+def revoked(directory: Path, serial: int, reason: str, validity: timedelta) -> Issued:
+    """Revoke a certificate of a lab CA, and write its CRL."""
+    ca, now = LabCa.load(directory), datetime.now(UTC)
+    line = ca.revoke(serial, REASONS[reason], now)
+    ca.publish_crl(now, validity)
+    return line
 
 
 async def _init(arguments: argparse.Namespace) -> None:
     directory: Path = arguments.directory
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _MARK)])
-    builder = _builder(name, name).public_key(key.public_key())
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    builder = builder.add_extension(identifier, critical=False)
-    builder = builder.add_extension(_usage(ca=True), critical=True)
-    _store(directory, "ca", builder.sign(key, SHA256()), key)
-    (directory / "README").write_text(_README)
-    say(f"A throw-away CA is in {directory}; trust {directory / 'ca.pem'} for trials only.")
+    LabCa.create(directory, arguments.name, datetime.now(UTC), arguments.days)
+    say(f"A lab CA is in {directory}; trust {directory / 'ca.pem'} for trials only.")
 
 
 async def _sign(arguments: argparse.Namespace) -> None:
-    certificate, key = _load(arguments.directory)
-    try:
-        request = x509.load_der_x509_csr(read_request(arguments.request))
-    except ValueError as error:
-        raise UnusableFile(f"{arguments.request}: holds no certificate request.") from error
-    if not request.is_signature_valid:
-        raise UnusableFile(f"{arguments.request}: is not signed with its own key.")
-    builder = _builder(request.subject, certificate.subject).public_key(request.public_key())
-    names = [each for each in request.extensions if isinstance(each.value, x509.SubjectAlternativeName)]
-    for extension in names:
-        builder = builder.add_extension(extension.value, critical=False)
-    leaf = _leaf(builder, key, ExtendedKeyUsageOID.CLIENT_AUTH)
-    print((leaf.public_bytes(Encoding.PEM) + certificate.public_bytes(Encoding.PEM)).decode("ascii"), end="")
+    ca, request = LabCa.load(arguments.directory), read_request(arguments.request)
+    certificate = ca.sign(request, datetime.now(UTC), arguments.days)
+    print(certificate.public_bytes(Encoding.PEM).decode("ascii"), end="")
 
 
 async def _server(arguments: argparse.Namespace) -> None:
-    certificate, ca_key = _load(arguments.directory)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, arguments.names[0])])
-    builder = _builder(name, certificate.subject).public_key(key.public_key())
-    alternatives = x509.SubjectAlternativeName([_general_name(each) for each in arguments.names])
-    builder = builder.add_extension(alternatives, critical=False)
-    _store(arguments.directory, "server", _leaf(builder, ca_key, ExtendedKeyUsageOID.SERVER_AUTH), key)
-    say(f"{arguments.directory / 'server.pem'} and server.key are for {', '.join(arguments.names)}.")
+    directory: Path = arguments.directory
+    LabCa.load(directory).issue_server(arguments.names, datetime.now(UTC), arguments.days)
+    say(f"{directory / 'server.pem'} and server.key are for {', '.join(arguments.names)}.")
 
 
-def _leaf(
-    builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey, usage: x509.ObjectIdentifier
-) -> x509.Certificate:
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(ca=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-    return builder.add_extension(issuer, critical=False).sign(key, SHA256())
+async def _list(arguments: argparse.Namespace) -> None:
+    rows = [_row(each) for each in LabCa.load(arguments.directory).issued()]
+    columns = ("serial", "subject", "not_after", "revoked", "reason")
+    show_rows(rows, columns, as_json=arguments.json, nothing="This CA has issued nothing.")
 
 
-def _builder(subject: x509.Name, issuer: x509.Name) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
-    builder = builder.serial_number(x509.random_serial_number())
-    return builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + _LIFETIME)
+async def _revoke(arguments: argparse.Namespace) -> None:
+    directory: Path = arguments.directory
+    line = revoked(directory, _serial(arguments.certificate), arguments.reason, arguments.days)
+    say(f"Certificate {line.serial} ({line.subject}) is revoked; servers need {directory / 'crl.pem'}.")
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
-    )
+async def _crl(arguments: argparse.Namespace) -> None:
+    directory: Path = arguments.directory
+    crl = LabCa.load(directory).publish_crl(datetime.now(UTC), arguments.days)
+    until = f"{crl.next_update_utc:%Y-%m-%d %H:%M} UTC"
+    say(f"{directory / 'crl.pem'} and crl.der name {len(list(crl))} certificates, and hold until {until}.")
 
 
-def _general_name(name: str) -> x509.GeneralName:
+def _in_directory(
+    group: argparse._SubParsersAction[argparse.ArgumentParser], command: str, what: str, run: object
+) -> argparse.ArgumentParser:
+    parser = group.add_parser(command, help=what)
+    parser.add_argument("directory", type=Path)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _serial(certificate: str) -> int:
+    path = Path(certificate)
+    if path.exists():
+        return x509.load_der_x509_certificate(read_certificates(path)[0]).serial_number
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
+        return int(certificate.replace(":", ""), 16)
+    except ValueError as error:
+        raise UnusableFile(f"{certificate}: is neither a serial number nor a file.") from error
 
 
-def _store(
-    directory: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
-) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    octets = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_private(directory / f"{name}.key", octets)
-    (directory / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-
-
-def _load(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    try:
-        certificate = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
-        key = load_pem_private_key((directory / "ca.key").read_bytes(), None)
-    except (OSError, ValueError) as error:
-        raise UnusableFile(f"{directory}: holds no trial CA; make one with 'vmtokenctl ca init'.") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UnusableFile(f"{directory / 'ca.key'}: is not a key of 'vmtokenctl ca init'.")
-    return certificate, key
+def _row(issued: Issued) -> Row:
+    return {
+        "serial": issued.serial,
+        "subject": issued.subject,
+        "not_after": moment(issued.not_after),
+        "revoked": moment(issued.revoked) if issued.revoked else "",
+        "reason": issued.reason,
+    }

@@ -106,11 +106,16 @@ class Program:
     """What it cannot do, and why."""
 
     @contextmanager
-    def serve(self, directory: Path, options: ServerOptions | None = None) -> Iterator[Server]:
-        """Run it as long as the block lasts; everything it writes goes below `directory`."""
+    def serve(
+        self, directory: Path, options: ServerOptions | None = None, files: IdentityFiles | None = None
+    ) -> Iterator[Server]:
+        """Run it as long as the block lasts; everything it writes goes below `directory`.
+
+        `files` are of another server than the usual one; its anchors are those of clients.
+        """
         options = options or ServerOptions()
         directory.mkdir(parents=True, exist_ok=True)
-        files = server_identity(options.kind).write(directory, "server")
+        files = files or server_identity(options.kind).write(directory, "server")
         with self._start(directory, files, options) as (child, port):
             yield Server(port, child, _keylog_path(directory), self._conversation)
 
@@ -122,7 +127,7 @@ class Program:
 def _openssl(
     directory: Path, files: IdentityFiles, options: ServerOptions, mode: Sequence[str] = ("-rev",)
 ) -> Iterator[tuple[Child, int]]:
-    command = [_tool("openssl"), "s_server", "-accept", "127.0.0.1:0", *mode, *_openssl_identity(files)]
+    command = [tool("openssl"), "s_server", "-accept", "127.0.0.1:0", *mode, *_openssl_identity(files)]
     command += _openssl_versions(options)
     if options.groups:
         command += ["-groups", ":".join(_OPENSSL_GROUPS.get(group, group) for group in options.groups)]
@@ -154,7 +159,7 @@ _OPENSSL_GROUPS = {"secp256r1": "P-256", "secp384r1": "P-384"}
 
 @contextmanager
 def _gnutls(directory: Path, files: IdentityFiles, options: ServerOptions) -> Iterator[tuple[Child, int]]:
-    command = [_tool("gnutls-serv"), "--echo", "--priority", _gnutls_priority(options)]
+    command = [tool("gnutls-serv"), "--echo", "--priority", _gnutls_priority(options)]
     command += ["--x509certfile", str(files.chain), "--x509keyfile", str(files.key)]
     command += ["--x509cafile", str(files.anchors), "--require-client-cert", "--verify-client-cert"]
     command += [f"--alpn={name}" for name in options.alpn]
@@ -188,7 +193,7 @@ def _nginx(directory: Path, files: IdentityFiles, options: ServerOptions) -> Ite
 
     def run(port: int) -> AbstractContextManager[Child]:
         configuration.write_text(_nginx_configuration(directory, files, options, port))
-        command = [_tool("nginx"), "-p", directory, "-e", "stderr", "-c", configuration]
+        command = [tool("nginx"), "-p", directory, "-e", "stderr", "-c", configuration]
         return running(command, directory / "nginx.log")
 
     with _on_a_free_port(run, "getrlimit") as started:
@@ -293,14 +298,14 @@ def _build_go(source: Path, binary: Path) -> None:
     offline = {"GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0"}
     cache = {"GOCACHE": str(binary.parent / "go-cache"), "GOPATH": str(binary.parent / "go")}
     subprocess.run(
-        [_tool("go"), "build", "-o", binary, "."],
+        [tool("go"), "build", "-o", binary, "."],
         cwd=source,
         env={**os.environ, **offline, **cache},
         check=True,
     )
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """A program of the environment or the system; without it the test is skipped, in CI it fails."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found:
@@ -400,7 +405,7 @@ PROGRAMS = {
         ),
         Program(
             "node",
-            _own(lambda: [_tool("node"), OWN_PROGRAMS / "node_server.js"]),
+            _own(lambda: [tool("node"), OWN_PROGRAMS / "node_server.js"]),
             Greeting,
             {
                 **_OWN_LACKS,
