@@ -276,7 +276,9 @@ def assert_closed(token: EngineToken) -> None:
 
 SPOILT: dict[str, Callable[[bytes], bytes]] = {
     "a bit flipped at the end": lambda signature: signature[:-1] + bytes([signature[-1] ^ 1]),
-    "a bit flipped in the middle": lambda signature: signature[:40] + b"\0" + signature[41:],
+    "a bit flipped in the middle": lambda signature: (
+        signature[:40] + bytes([signature[40] ^ 1]) + signature[41:]
+    ),
     "cut off": lambda signature: signature[:-1],
     "nothing": lambda signature: b"",
     "no DER": lambda signature: b"\xff" * len(signature),
