@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dom0_broker.engine import EngineHandshake
@@ -11,19 +12,23 @@ from dom0_broker.tls_client.handshake import Client
 from dom0_broker.tls_client.key_shares import KeyShareStock
 from dom0_broker.tls_client.sessions import SessionTable
 from tests.fakes.signing_key import SoftwareKey
-from tests.support.memory import credential, trust
+from tests.support.memory import trust
 from tests.support.pki import Identity
+from vmtoken.tls.codes import SignatureScheme
+from vmtoken.tls.config import Credential
 from vmtoken.token import HandshakeStart, HandshakeStep
 
 
 class EngineToken:
     """Holds an identity, trusts its root, and resumes the newest session with a server."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, schemes: Sequence[SignatureScheme] | None = None) -> None:
+        """`schemes` are those that the key can do, None all that fit it."""
+        key = SoftwareKey(identity, schemes)
         self._sessions = SessionTable(os.urandom)
         self._client = Client(
-            credential(identity),
-            SoftwareKey(identity).sign,
+            Credential(identity.chain_der, key.schemes),
+            key.sign,
             trust(identity),
             self._sessions,
             KeyShareStock(),

@@ -23,10 +23,12 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from guest_agent.client import AgentClient
+from tests.fakes.engine_token import EngineToken
 from tests.support.agent import AgentUnderTest, running_agent
-from tests.support.pki import SERVER_NAME, Authority, KeyKind
+from tests.support.pki import SERVER_NAME, Authority, KeyKind, client_identity
 from tests.support.sentences import is_sentence
 from tests.support.servers import PROGRAMS, ServerOptions
+from tests.support.signing_keys import PKCS1
 from tests.support.stack import VM, Stack
 from tests.support.tls_peer import echo, raw_server, say_and_cut, server_context, tls_server
 from vmtoken.errors import PinRejected, Reason, TokenUnavailable, VmTokenError
@@ -375,6 +377,16 @@ async def _(stack: Stack) -> AsyncIterator[Scene]:
     with tls_server(echo, context) as port:
         version = token_pb2.TLS_VERSION_1_3
         yield Scene(stack.agent_socket, port, options={"min_version": version, "max_version": version})
+
+
+@scene("token's key cannot sign in the server's version")
+async def _(_: Stack) -> AsyncIterator[Scene]:
+    context = server_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    async with running_agent() as agent:
+        agent.broker.card = EngineToken(client_identity(KeyKind.RSA_2048), PKCS1)
+        with tls_server(echo, context) as port:
+            yield Scene(agent.socket, port)
 
 
 @scene("server certificate wrong")
