@@ -282,18 +282,19 @@ def _is_allowed(version: ProtocolVersion, start: HandshakeStart) -> bool:
 def _unsupported(
     version: ProtocolVersion, who: str, credential: Credential, **metadata: str
 ) -> TlsVersionUnsupported:
-    others = [_WORDS[other] for other in credential.versions]
-    can = (
-        "PKCS#1 v1.5"
-        if _PKCS1.issuperset(credential.schemes)
-        else ", ".join(scheme.name for scheme in credential.schemes)
-    )
+    can, other = _ability(credential), _WORDS[credential.versions[0]]
     return TlsVersionUnsupported(
         f"The key of the token can only sign {can}, which {_WORDS[version]} does not take, and {who} nothing "
-        f"else; allow {others[0]} there, or connect with another token.",
+        f"else; allow {other} there, or connect with another token.",
         retry_after=None,
         **metadata,
     )
+
+
+def _ability(credential: Credential) -> str:
+    if _PKCS1.issuperset(credential.schemes):
+        return "PKCS#1 v1.5"
+    return ", ".join(scheme.name for scheme in credential.schemes)
 
 
 def _credential(key: SigningKey) -> Credential:

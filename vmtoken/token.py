@@ -222,7 +222,7 @@ class SigningKey(Protocol):
 
     @property
     def certificate_chain(self) -> Sequence[bytes]:
-        """DER, leaf first."""
+        """DER, leaf first; empty while the key has no certificate."""
         ...
 
     @property

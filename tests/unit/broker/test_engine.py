@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dom0_broker.engine import EngineToken
+from dom0_broker.tls_client import handshake
 from dom0_broker.tls_client.sessions import MAX_SESSIONS, MAX_TICKETS
 from tests.fakes.signing_key import SoftwareKey
 from tests.support.memory import PyOpenSslServer, PythonServer, pyopenssl_context, python_context
@@ -28,6 +31,7 @@ from vmtoken.errors import (
     TokenUnavailable,
     VmTokenError,
 )
+from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import ProtocolVersion, SignatureScheme
 from vmtoken.token import Assurance, HandshakeFailed, HandshakeStart, ServerIdentity, Traffic
 
@@ -97,6 +101,44 @@ def test_resumed_session_needs_no_signature(tmp_path: Path) -> None:
     ticket = resumption(token, connect(token, context))
     assert connect(token, context, start(ticket.handle)).result.resumed
     assert key.signatures == 1
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_the_key_block_leaves(
+    tmp_path: Path, version: ssl.TLSVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full and resumed; the key log has every secret of both, the key block those that may leave."""
+    lines: list[str] = []
+    logging_config = functools.partial(handshake.ClientConfig, key_log=lines.append)
+    monkeypatch.setattr(handshake, "ClientConfig", logging_config)
+    token = engine_token(SoftwareKey(client_identity()))
+    context = python_context(tmp_path, version=version)
+    first = connect(token, context)
+    ticket = resumption(token, first)
+    second = connect(token, context, start(ticket.handle))
+    left = octets_in(first.result, ticket, second.result, token.describe())
+    secrets = [(label, bytes.fromhex(secret)) for label, _, secret in (line.split() for line in lines)]
+    assert len(secrets) >= (10 if version is TLS_1_3 else 2)
+    found = {label for label, secret in secrets if secret in left}
+    assert found == ({"CLIENT_TRAFFIC_SECRET_0", "SERVER_TRAFFIC_SECRET_0"} if version is TLS_1_3 else set())
+    for session in token._sessions._resumable.values():
+        assert session.secret.reveal() not in left
+
+
+def octets_in(*values: object) -> bytes:
+    """All octets that are in the values, and in the values in these."""
+    octets = b""
+    for value in values:
+        match value:
+            case bytes():
+                octets += value
+            case SecretBytes():
+                octets += value.reveal()
+            case tuple():
+                octets += octets_in(*value)
+            case _ if dataclasses.is_dataclass(value):
+                octets += octets_in(*(getattr(value, field.name) for field in dataclasses.fields(value)))
+    return octets
 
 
 # What is offered follows what the key can do.
