@@ -24,6 +24,7 @@ from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Inventory, TokenState
 from dom0_broker.listeners import AdminLink, Links, make_runtime_directories
+from dom0_broker.metrics import Observer
 from dom0_broker.personalisation import TokenAdministration
 from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.pins import PinKeeper
@@ -33,6 +34,7 @@ from dom0_broker.safe import Safe
 from dom0_broker.services.admin_service import AdminService, BrokerControl
 from dom0_broker.sessions import Sessions
 from dom0_broker.store import Store
+from dom0_broker.textfile import Textfile
 from vmtoken.clock import Clock, SystemClock
 from vmtoken.errors import VmTokenError
 from vmtoken.notify import notify, watchdog_interval
@@ -79,12 +81,14 @@ class App:
         self._pins = PinKeeper(self._store, safe, self._clock, self._report, reserve=reserve)
         elements = Elements(lambda scheme: backends(scheme, settings), self._pins)
         self._desk = self._new_desk(elements)
+        self._observer = Observer(self._desk, self._pins, self._started)
         self._probes = Probes(self._desk.inventory, self._clock)
         self._broker = Broker(self._desk)
         self._ca = EnrolmentCa.of(self._store, safe, self._started)
         self.links = Links(self._broker, config)
         self._admin = AdminLink(self._admin_service(elements), config)
         self._housekeeping: asyncio.Task[None] | None = None
+        self._textfile: asyncio.Task[None] | None = None
         self._warm_up: asyncio.Future[list[TokenState]] | None = None
         """Every card is opened at the start, so that the first handshake does not wait for that."""
 
@@ -101,6 +105,10 @@ class App:
         await self._admin.open()
         self._warm_up = asyncio.gather(*(token.state() for token in self._desk.inventory.tokens()))
         self._housekeeping = asyncio.create_task(self._keep_house())
+        if self.config.metrics.textfile:
+            settings = self.config.metrics
+            textfile = Textfile(Path(settings.textfile), settings.interval, self._observer.snapshot)
+            self._textfile = asyncio.create_task(textfile.run())
         vms, tokens = len(self._desk.inventory.vms()), len(self._desk.inventory.tokens())
         log.info("broker started", extra={"vms": vms, "tokens": tokens, "rules": len(self._policy.rules)})
 
@@ -116,7 +124,7 @@ class App:
         await self._admin.close()
         await self._probes.close()
         await self._desk.inventory.close()
-        for task in (self._warm_up, self._housekeeping):
+        for task in (self._warm_up, self._housekeeping, self._textfile):
             if task is not None:
                 task.cancel()
                 await asyncio.wait([task])
@@ -170,6 +178,7 @@ class App:
             draining=lambda: self._draining,
             reload=self.reload,
             tcp_address=lambda: self.links.tcp_address,
+            snapshot=self._observer.snapshot,
         )
         one_at_a_time = asyncio.Lock()
         vms = VmAdministration(self._store, self._desk, self.links, self._ca, one_at_a_time)

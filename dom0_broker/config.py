@@ -87,6 +87,16 @@ class PcscConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Program and arguments that get a hung reader of this pcscd going again; no shell reads them."""
 
 
+class MetricsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[metrics]`."""
+
+    textfile: str = ""
+    """For the textfile collector of node_exporter: absolute, ending in .prom; empty: none is written."""
+
+    interval: Annotated[float, Meta(ge=1, le=3600)] = 15.0
+    """Seconds between two writings."""
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: numbers that keep one VM, or one card, from taking everything."""
 
@@ -133,6 +143,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tcp: TcpConfig = field(default_factory=TcpConfig)
     soft: SoftConfig = field(default_factory=SoftConfig)
     pcsc: tuple[PcscConfig, ...] = (PcscConfig(),)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -211,6 +222,9 @@ def _check_values(config: BrokerConfig, path: Path) -> None:
             split_address(config.tcp.listen)
         except ValueError as error:
             raise SettingsError(f"{path}: tcp.listen: {error}.") from error
+    textfile = config.metrics.textfile
+    if textfile and not (textfile.startswith("/") and textfile.endswith(".prom")):
+        raise SettingsError(f"{path}: metrics.textfile: not an absolute path that ends in .prom; correct it.")
     if len(os.fsencode(config.runtime_dir)) > _LONGEST_RUNTIME_DIR and config.unix.enabled:
         raise SettingsError(
             f"{path}: runtime_dir: longer than {_LONGEST_RUNTIME_DIR} octets: sockets of VMs would not fit."

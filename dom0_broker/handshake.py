@@ -12,7 +12,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
@@ -35,6 +35,7 @@ from dom0_broker.steps import (
     StartRequest,
     checked,
 )
+from dom0_broker.tally import Tally
 from vmtoken.clock import Clock
 from vmtoken.errors import (
     DeadlineExceeded,
@@ -76,6 +77,8 @@ class Desk:
     clock: Clock
     policy: Callable[[], Policy]
     """The policy in force at this moment."""
+
+    tally: Tally = field(default_factory=Tally)
 
 
 class Attempt:
@@ -273,6 +276,7 @@ class Attempt:
         def note() -> None:
             summary = _summary(self._facts, run, outcome, result, total)
             self._desk.sessions.note(summary)
+            self._desk.tally.count(summary)
             log.info("handshake", extra=_log_fields(summary))
 
         loop.call_soon(note)

@@ -1,8 +1,9 @@
-"""What the broker does and did: `status`, `reload`, `session list`, `policy test`, `audit verify`."""
+"""What the broker does and did: `status`, `metrics`, `reload`, `session`, `policy test`, `audit verify`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from datetime import UTC
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Add the subcommands."""
     commands.add_parser("status", help="what runs, and what is wrong").set_defaults(run=_status)
     commands.add_parser("reload", help="read configuration and policy again").set_defaults(run=_reload)
+    metrics = commands.add_parser("metrics", help="metrics, in the text format of Prometheus")
+    metrics.set_defaults(run=_metrics)
     group = commands.add_parser("session", help="handshakes").add_subparsers(required=True, metavar="COMMAND")
     latest = group.add_parser("list", help="the latest handshakes, newest first")
     latest.add_argument("--vm", default="", help="only of this VM")
@@ -67,6 +70,12 @@ async def _reload(arguments: argparse.Namespace) -> None:
     say(f"{response.policy_rules} rules are in force.")
     if response.needs_restart:
         say(f"These options need a restart of the broker: {', '.join(response.needs_restart)}.")
+
+
+async def _metrics(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        async for part in broker.Metrics(pb.MetricsRequest()):
+            sys.stdout.buffer.write(part.text)
 
 
 async def _list(arguments: argparse.Namespace) -> None:

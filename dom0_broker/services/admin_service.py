@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from dom0_broker.administration import VmAdministration
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token, TokenState
+from dom0_broker.metrics import Snapshot, exposition
 from dom0_broker.personalisation import KeyAlgorithm, TokenAdministration
 from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.policy import Outcome, Policy, PolicyError
@@ -47,6 +48,9 @@ _ALGORITHMS: Final = {
 
 _MOST_HANDSHAKES: Final = 1000
 
+_PART: Final = 1 << 18
+"""Octets of text in one message."""
+
 
 @dataclass(frozen=True, slots=True)
 class BrokerControl:
@@ -56,6 +60,7 @@ class BrokerControl:
     draining: Callable[[], bool]
     reload: Callable[[], Awaitable[tuple[Policy, list[str]]]]
     tcp_address: Callable[[], str]
+    snapshot: Callable[[], Snapshot]
 
 
 class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
@@ -99,6 +104,14 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         except (PolicyError, SettingsError) as error:
             raise InvalidRequest(f"The earlier policy stays in force: {error}") from error
         return pb.ReloadResponse(policy_rules=len(policy.rules), needs_restart=needs_restart)
+
+    async def Metrics(
+        self, request: pb.MetricsRequest, context: Context
+    ) -> AsyncIterator[pb.MetricsResponse]:
+        """What a monitoring system reads."""
+        text = await asyncio.to_thread(exposition, self._control.snapshot())
+        for start in range(0, len(text), _PART):
+            yield pb.MetricsResponse(text=text[start : start + _PART])
 
     async def AddVm(self, request: pb.AddVmRequest, context: Context) -> pb.AddVmResponse:
         """Make a VM known."""

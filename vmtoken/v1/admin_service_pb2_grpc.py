@@ -46,6 +46,11 @@ class AdminServiceStub:
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ReloadResponse.FromString,
                 _registered_method=True)
+        self.Metrics = channel.unary_stream(
+                '/vmtoken.v1.AdminService/Metrics',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.MetricsResponse.FromString,
+                _registered_method=True)
         self.AddVm = channel.unary_unary(
                 '/vmtoken.v1.AdminService/AddVm',
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.AddVmRequest.SerializeToString,
@@ -162,6 +167,13 @@ class AdminServiceServicer:
 
     def Reload(self, request, context):
         """Reads broker.toml and the policy again; the new ones take over only when both are valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Metrics(self, request, context):
+        """What a monitoring system reads; asks no card.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -322,6 +334,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ReloadRequest.FromString,
                     response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ReloadResponse.SerializeToString,
             ),
+            'Metrics': grpc.unary_stream_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.MetricsRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.MetricsResponse.SerializeToString,
+            ),
             'AddVm': grpc.unary_unary_rpc_method_handler(
                     servicer.AddVm,
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.AddVmRequest.FromString,
@@ -479,6 +496,33 @@ class AdminService:
             '/vmtoken.v1.AdminService/Reload',
             vmtoken_dot_v1_dot_admin__service__pb2.ReloadRequest.SerializeToString,
             vmtoken_dot_v1_dot_admin__service__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/Metrics',
+            vmtoken_dot_v1_dot_admin__service__pb2.MetricsRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.MetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class AdminServiceStub:
     """What runs, since when, and what is wrong."""
     Reload: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReloadRequest, _admin_service_pb2.ReloadResponse]
     """Reads broker.toml and the policy again; the new ones take over only when both are valid."""
+    Metrics: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.MetricsRequest, _admin_service_pb2.MetricsResponse]
+    """What a monitoring system reads; asks no card."""
     AddVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AddVmRequest, _admin_service_pb2.AddVmResponse]
     """Makes a VM known and opens its links."""
     ListVms: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListVmsRequest, _admin_service_pb2.ListVmsResponse]
@@ -94,6 +96,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """What runs, since when, and what is wrong."""
     Reload: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReloadRequest, _admin_service_pb2.ReloadResponse]  # type: ignore[assignment]
     """Reads broker.toml and the policy again; the new ones take over only when both are valid."""
+    Metrics: _aio.UnaryStreamMultiCallable[_admin_service_pb2.MetricsRequest, _admin_service_pb2.MetricsResponse]  # type: ignore[assignment]
+    """What a monitoring system reads; asks no card."""
     AddVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AddVmRequest, _admin_service_pb2.AddVmResponse]  # type: ignore[assignment]
     """Makes a VM known and opens its links."""
     ListVms: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListVmsRequest, _admin_service_pb2.ListVmsResponse]  # type: ignore[assignment]
@@ -158,6 +162,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ReloadResponse, _abc.Awaitable[_admin_service_pb2.ReloadResponse]]:
         """Reads broker.toml and the policy again; the new ones take over only when both are valid."""
+
+    @_abc_1.abstractmethod
+    def Metrics(
+        self,
+        request: _admin_service_pb2.MetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_service_pb2.MetricsResponse], _abc.AsyncIterator[_admin_service_pb2.MetricsResponse]]:
+        """What a monitoring system reads; asks no card."""
 
     @_abc_1.abstractmethod
     def AddVm(
