@@ -24,6 +24,13 @@ def test_state_reaches_systemd(systemd: socket.socket) -> None:
     assert systemd.recv(100) == b"READY=1"
 
 
+@pytest.mark.timeout(10)
+def test_systemd_that_does_not_read_holds_nobody_up(systemd: socket.socket) -> None:
+    for _ in range(1000):
+        notify("WATCHDOG=1")
+    assert systemd.recv(100) == b"WATCHDOG=1"
+
+
 def test_nothing_happens_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("READY=1")
