@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+_PIN_PROBLEMS = (PinRejected, PinBlocked, PinMissing)
+
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 30.0
 """Seconds before a card that could not be opened is tried again: doubled each time."""
@@ -213,11 +215,11 @@ class _Card:
         token = self._token or self._open()
         try:
             return job(token)
-        except (TokenUnavailable, PinRejected, PinBlocked) as error:
+        except (TokenUnavailable, *_PIN_PROBLEMS) as error:
             self._lost(error)
             raise
         except HandshakeFailed as failure:
-            if isinstance(failure.error, PinRejected | PinBlocked):
+            if isinstance(failure.error, _PIN_PROBLEMS):
                 self._lost(failure.error)
             raise
 
@@ -261,5 +263,5 @@ class _Card:
             return
         if isinstance(problem, TokenUnavailable):
             raise TokenUnavailable(problem.message, retry_after=round(left, 3))
-        if isinstance(problem, PinRejected | PinBlocked | PinMissing):
+        if isinstance(problem, _PIN_PROBLEMS):
             raise problem.with_traceback(None)  # a flood of handshakes need not ask the card each time

@@ -10,8 +10,15 @@ import pytest
 from dom0_broker.worker import TokenWorker
 from tests.fakes.token import FakeToken, Script
 from vmtoken.clock import SystemClock
-from vmtoken.errors import PinRejected, TokenNotReady, TokenUnavailable
-from vmtoken.token import HandshakeToken
+from vmtoken.errors import (
+    PinBlocked,
+    PinMissing,
+    PinRejected,
+    TokenNotReady,
+    TokenUnavailable,
+    VmTokenError,
+)
+from vmtoken.token import HandshakeFailed, HandshakeToken
 
 
 @asynccontextmanager
@@ -78,6 +85,25 @@ async def test_rejected_pin_is_never_tried_again_by_itself() -> None:
         assert script.opened == 1
         del script.before["open"]
         await it.run_closed(lambda: None)  # the operator gave another one
+        await it.run(noop)
+    assert script.opened == 2
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [PinRejected("wrong", retries_left=2), PinBlocked("blocked"), PinMissing("missing")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("wrapped", [False, True], ids=["as it is", "as the end of a handshake"])
+async def test_token_whose_pin_fails_in_a_job_is_closed_and_opened_by_the_next(
+    problem: VmTokenError, wrapped: bool
+) -> None:
+    script = Script(before={"start": raising(HandshakeFailed(problem) if wrapped else problem)})
+    async with worker(script) as it:
+        with pytest.raises((type(problem), HandshakeFailed)):
+            await it.run(lambda token: token.start(None, None))  # type: ignore[arg-type]
+        assert script.closed == 1
+        assert it.problem is problem
         await it.run(noop)
     assert script.opened == 2
 
