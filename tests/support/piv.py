@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ SECRETS = PivSecrets(
     puk=SecretBytes(b"87654321"),
     management_key=SecretBytes(bytes(range(32))),
 )
-MANAGEMENT_KEY = SecretBytes(bytes(range(32)).hex().encode())
 PIV = ElementOptions(applications=Applications.PIV)
 BOTH = ElementOptions(applications=Applications.EAP_TLS | Applications.PIV)
 
@@ -48,6 +47,11 @@ def piv_backend(
     return backend
 
 
+def management_key(owner: PivSecrets = SECRETS) -> SecretBytes:
+    """As an operator gives it."""
+    return SecretBytes(owner.management_key.reveal().hex().encode())
+
+
 @dataclass
 class PivHolder:
     """One PIV card with a key and a certificate."""
@@ -56,36 +60,54 @@ class PivHolder:
     identity: Identity
     slot: Slot = Slot.AUTHENTICATION
     t0: bool = False
+    owner: PivSecrets = SECRETS
 
     def connect(self) -> SoftwareElement:
         return self.backend.connect(NAME)
 
     def key(self) -> PivCard:
         return PivCard(
-            self.connect(), SECRETS.pin, slot=self.slot, kept_chain=self.identity.chain_der, t0=self.t0
+            self.connect(), self.owner.pin, slot=self.slot, kept_chain=self.identity.chain_der, t0=self.t0
         )
 
     def issuer(self) -> PivIssuer:
-        return PivIssuer(self.connect(), MANAGEMENT_KEY, SECRETS.pin, slot=self.slot, t0=self.t0)
+        return piv_issuer(self.backend, self.slot, self.owner, t0=self.t0)
+
+
+def piv_issuer(
+    backend: SoftwareBackend,
+    slot: Slot = Slot.AUTHENTICATION,
+    owner: PivSecrets = SECRETS,
+    *,
+    t0: bool = False,
+) -> PivIssuer:
+    return PivIssuer(backend.connect(NAME), management_key(owner), owner.pin, slot=slot, t0=t0)
 
 
 def personalised(
     backend: SoftwareBackend,
     kind: KeyKind = KeyKind.ECDSA_P256,
     slot: Slot = Slot.AUTHENTICATION,
+    owner: PivSecrets = SECRETS,
     *,
     t0: bool = False,
 ) -> PivHolder:
-    """Make a key on the card and have a certificate issued for its request."""
-    with contextlib.closing(
-        PivIssuer(backend.connect(NAME), MANAGEMENT_KEY, SECRETS.pin, slot=slot, t0=t0)
-    ) as issuer:
-        info = issuer.generate_key(ALGORITHMS[kind])
-        public = PublicKey(load_der_public_key(info))
-        key = KeyElsewhere.of(info, public.schemes(), _not_asked).stand_in
-        identity = pki().intermediate.issue("web01", kind, usage=Usage.CLIENT, key=key)
+    """Make a key on the card and have a certificate issued for it."""
+    with contextlib.closing(piv_issuer(backend, slot, owner, t0=t0)) as issuer:
+        identity = certified(issuer.generate_key(ALGORITHMS[kind]), kind)
         issuer.install_certificate_chain(identity.chain_der)
-    return PivHolder(backend, identity, slot, t0)
+    return PivHolder(backend, identity, slot, t0, owner)
+
+
+def certified(
+    public_key_info: bytes,
+    kind: KeyKind = KeyKind.ECDSA_P256,
+    dns_names: Sequence[str] | None = None,
+) -> Identity:
+    """A client below the root of the test servers, whose private key is elsewhere."""
+    public = PublicKey(load_der_public_key(public_key_info))
+    key = KeyElsewhere.of(public_key_info, public.schemes(), _not_asked).stand_in
+    return pki().intermediate.issue("web01", kind, usage=Usage.CLIENT, dns_names=dns_names, key=key)
 
 
 def _not_asked(scheme: SignatureScheme, content: bytes) -> bytes:

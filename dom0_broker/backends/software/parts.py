@@ -86,7 +86,7 @@ class OutgoingParts:
     Up to 256 octets go out at once where Le allows it. Else 61xx announces up to 255 octets, to be
     had with GET RESPONSE. Longer ones are announced by 9F00 or 9Fxx, to be had with FETCH, where the
     application follows the draft (section 9.2.2); else the first of them come at once, with 61xx for the rest
-    (ISO/IEC 7816-4 section 5.3.4).
+    (ISO/IEC 7816-4 section 5.3.4), and a missing Le is taken for the longest one: PIV tools leave it out.
     """
 
     def __init__(self, *, t0: bool) -> None:
@@ -101,6 +101,8 @@ class OutgoingParts:
         if not data:
             return b"\x90\x00"
         le = self._usable_le(command)
+        if le is None and not fetch and not self._t0:
+            le = MAX_SHORT_LE
         if le is not None and len(data) <= le:
             if self._t0 and len(data) != le:
                 return self._refuse_le(command, data)

@@ -12,11 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from dom0_broker.backends.software import raw_rsa
 from dom0_broker.backends.software.card_error import CardError
 from dom0_broker.backends.software.keys import PrivateKey
+from vmtoken.cards.piv_codes import Algorithm
 from vmtoken.cards.piv_codes import DynamicAuthentication as Tag
 from vmtoken.cards.piv_management import ManagementKey
 from vmtoken.iso7816.status import StatusWord
 
 _Template = Mapping[int, bytes]
+
+
+_NAMES = {Algorithm.TRIPLE_DES: (0x00, Algorithm.TRIPLE_DES)}
+"""Triple DES has two identifiers (SP 800-78-4 table 6-2)."""
 
 
 class ManagementAuthentication:
@@ -37,7 +42,7 @@ class ManagementAuthentication:
     def answer(self, algorithm: int, template: _Template) -> dict[Tag, bytes]:
         """One step; whatever is out of order ends the authentication."""
         key = self._key()
-        if algorithm != key.algorithm:
+        if algorithm not in _NAMES.get(key.algorithm, (key.algorithm,)):
             raise CardError(StatusWord.INCORRECT_P1_P2)
         witness, challenge = self._witness, self._challenge
         self.forget()
