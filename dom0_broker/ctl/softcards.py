@@ -18,7 +18,8 @@ from typing import Final
 
 from dom0_broker.backends.base import Pins
 from dom0_broker.backends.software.backend import SoftwareBackend
-from dom0_broker.backends.software.element import ElementOptions
+from dom0_broker.backends.software.element import Applications, ElementOptions
+from dom0_broker.backends.software.piv_store import PivSecrets
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.backends.software.vpcd import DEFAULT_PORT, VirtualCard
 from dom0_broker.ctl.output import say
@@ -30,6 +31,8 @@ _RETRY: Final = 1.0
 """Seconds between two looks for a reader that went away."""
 
 _USER_DIGITS, _OPERATOR_DIGITS = 6, 8
+_MANAGEMENT_KEY: Final = 32
+"""Octets: AES-256."""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +50,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--directory", type=Path, default=_default_directory(), help="default: %(default)s")
     serve.add_argument("--name", default="card", help="of the card's file (default: %(default)s)")
+    serve.add_argument(
+        "--applications",
+        type=_applications,
+        default=Applications.EAP_TLS,
+        metavar="eap-tls,piv",
+        help="what it can be used as (default: eap-tls)",
+    )
     serve.add_argument("--apdus", choices=("short", "extended", "t0"), default="short", help="what it takes")
     serve.add_argument("--atr", type=_atr, help="answer to reset, hexadecimal, if not one that fits")
     serve.add_argument("--once", action="store_true", help="end when the reader goes away; else wait for it")
@@ -54,7 +64,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    options = ElementOptions(extended=arguments.apdus == "extended", t0=arguments.apdus == "t0")
+    options = ElementOptions(
+        arguments.applications, extended=arguments.apdus == "extended", t0=arguments.apdus == "t0"
+    )
     backend, serial = await asyncio.to_thread(_opened, arguments.directory, arguments.name, options)
     atr = arguments.atr or AnswerToReset.of_card(t0=options.t0, extended=options.extended).encode()
 
@@ -99,33 +111,48 @@ def _opened(directory: Path, name: str, options: ElementOptions) -> tuple[Softwa
     try:
         return backend, backend.serial(name)
     except TokenNotFound:
-        backend.create(name, _new_pins())
+        _make(backend, name, with_piv=Applications.PIV in options.applications)
     say(f"The card '{name}' is new: {directory / name}.element")
     return backend, backend.serial(name)
 
 
-def _new_pins() -> Pins:
-    user = _new_pin("user PIN", _USER_DIGITS)
-    return Pins(user, _new_pin("operator PIN", _OPERATOR_DIGITS))
+def _make(backend: SoftwareBackend, name: str, *, with_piv: bool) -> None:
+    """PIV has the same PIN, its PUK is the operator PIN, and it has a management key besides."""
+    user = _new_secret("user PIN", lambda: _digits(_USER_DIGITS))
+    operator = _new_secret("operator PIN", lambda: _digits(_OPERATOR_DIGITS))
+    piv = PivSecrets(user, operator, _new_management_key()) if with_piv else None
+    backend.create(name, Pins(user, operator), piv)
 
 
-def _new_pin(name: str, digits: int) -> SecretBytes:
+def _new_management_key() -> SecretBytes:
+    digits = _new_secret("management key in hexadecimal digits", lambda: secrets.token_hex(_MANAGEMENT_KEY))
+    try:
+        return SecretBytes(bytes.fromhex(digits.reveal().decode()))
+    except ValueError as error:
+        raise InvalidRequest("The management key is not in hexadecimal digits; give it so.") from error
+
+
+def _new_secret(name: str, make: Callable[[], str]) -> SecretBytes:
     """As a person types it, twice, or made up and shown this once; from a pipe, the next line."""
     if not sys.stdin.isatty():
-        pin = sys.stdin.readline().rstrip("\n")
-        if not pin:
+        line = sys.stdin.readline().rstrip("\n")
+        if not line:
             raise InvalidRequest(
-                f"A new card needs a {name}: run this in a terminal, or give the user PIN and the operator "
-                "PIN as two lines of standard input."
+                f"A new card needs a {name}: run this in a terminal, or give user PIN and operator PIN, and "
+                "for PIV the management key, as lines of standard input."
             )
-        return SecretBytes(pin.encode())
-    pin = getpass.getpass(f"New {name} (Enter alone makes one up): ")
-    if not pin:
-        pin = "".join(secrets.choice(string.digits) for _ in range(digits))
-        _show_once(f"The {name} is {pin}; note it, it is not shown again.")
-    elif getpass.getpass(f"The {name} again: ") != pin:
+        return SecretBytes(line.encode())
+    typed = getpass.getpass(f"New {name} (Enter alone makes one up): ")
+    if not typed:
+        typed = make()
+        _show_once(f"The {name} is {typed}; note it, it is not shown again.")
+    elif getpass.getpass(f"The {name} again: ") != typed:
         raise InvalidRequest(f"The two entries of the {name} differ; begin again.")
-    return SecretBytes(pin.encode())
+    return SecretBytes(typed.encode())
+
+
+def _digits(count: int) -> str:
+    return "".join(secrets.choice(string.digits) for _ in range(count))
 
 
 def _show_once(sentence: str) -> None:
@@ -135,6 +162,16 @@ def _show_once(sentence: str) -> None:
             print(sentence, file=terminal)
     except OSError as error:
         raise VmTokenError("There is no terminal to show a PIN on; give the PIN yourself.") from error
+
+
+def _applications(text: str) -> Applications:
+    known = {"eap-tls": Applications.EAP_TLS, "piv": Applications.PIV}
+    chosen = Applications(0)
+    for name in text.split(","):
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(known)}")
+        chosen |= known[name]
+    return chosen
 
 
 def _atr(text: str) -> bytes:

@@ -113,11 +113,26 @@ def test_served_softcard_is_made_once_and_waits_for_its_reader(tmp_path: Path) -
     assert "123456" not in child.log
 
 
+def test_served_piv_card_is_one_for_other_programs(
+    daemon: Pcscd, reader: VirtualReader, tmp_path: Path
+) -> None:
+    pins = f"123456\n87654321\n{'00' * 32}\n"
+    with served(reader, tmp_path / "cards", "--applications", "eap-tls,piv", pins=pins) as child:
+        child.wait_for("as pcsc:serial=")
+        command = ["opensc-tool", "--reader", reader.name, "--name"]
+        environment = {**os.environ, **daemon.environment}
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert told.stdout.strip() == "Personal Identity Verification Card", told
+
+
 @pytest.mark.parametrize(
     ("arguments", "pins", "said"),
     [
         (["--port", "1"], "1234\n87654321\n", "install pcscd and vsmartcard-vpcd"),
-        (["--port", "1"], "\n", "run this in a terminal, or give the user PIN and the operator PIN"),
+        (["--port", "1"], "\n", "run this in a terminal, or give user PIN and operator PIN"),
+        (["--applications", "gsm"], "", "'gsm' is none of eap-tls, piv"),
+        (["--applications", "piv"], "123456\n87654321\n00\n", "has 16, 24 or 32 octets"),
+        (["--applications", "piv"], "123456\n87654321\nxx\n", "not in hexadecimal digits"),
         (["--port", "1"], "1\n2\n", "A PIN has 4 to 8"),
         (["--atr", "3B"], "", "'3B' is no answer to reset"),
     ],

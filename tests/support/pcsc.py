@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dom0_broker.backends.base import Kept
 from dom0_broker.backends.pcsc.backend import PcscBackend
-from dom0_broker.backends.pcsc.connection import PcscConnection
 from dom0_broker.backends.pcsc.settings import PcscdSettings
+from dom0_broker.backends.pcsc.sharing import SharedConnection
 from dom0_broker.backends.software.element import ElementOptions
 from tests.support.cards import KINDS, NAME, PINS, CardKind
 from tests.support.pcscd import pcscd
-from tests.support.pki import Identity, client_identity
+from tests.support.piv import PIV, SECRETS, piv_holder
+from tests.support.pki import Identity, KeyKind, client_identity, server_identity
+from vmtoken.cards.piv_codes import Slot
 from vmtoken.iso7816.atr import AnswerToReset
 from vmtoken.token import HandshakeToken
 
@@ -52,11 +55,50 @@ class PcscCard:
     identity: Identity
     is_exclusive: bool = True
 
-    def connect(self) -> PcscConnection:
+    def connect(self) -> SharedConnection:
         return self.backend.connect(self.locator)
 
     def token(self) -> HandshakeToken:
         return self.backend.open(self.locator, PINS.user)
+
+
+@dataclass(frozen=True)
+class PcscPivKind:
+    """A PIV card over vpcd, pcscd and our backend, whose key the engine makes a token of."""
+
+    kind: KeyKind
+    slot: Slot
+    options: ElementOptions = PIV
+
+    @property
+    def name(self) -> str:
+        return f"PC/SC, PIV slot {self.slot}, {self.kind}{', T=0' if self.options.t0 else ''}"
+
+    @contextlib.contextmanager
+    def holder(self, directory: Path) -> Iterator[PcscPivCard]:
+        """A card with one key and its certificate."""
+        with (
+            piv_holder(self.kind, self.slot, self.options, directory / "elements") as holder,
+            pcscd(directory) as daemon,
+            pcsc_backend(PcscdSettings(str(daemon.socket_path))) as backend,
+            daemon.readers[0].holding(holder.connect(), atr_of(self.options)),
+        ):
+            wait_until(lambda: any(found.certificate for found in backend.discover()))
+            (found,) = backend.discover()
+            yield PcscPivCard(backend, found.uri.removeprefix("pcsc:"), holder.identity)
+
+
+@dataclass(frozen=True)
+class PcscPivCard:
+    """One PIV card in a reader."""
+
+    backend: PcscBackend
+    locator: str
+    identity: Identity
+
+    def token(self) -> HandshakeToken:
+        kept = Kept(tuple(self.identity.chain_der), (server_identity().root_der,))
+        return self.backend.open(self.locator, SECRETS.pin, kept)
 
 
 @contextlib.contextmanager
@@ -81,3 +123,7 @@ def atr_of(options: ElementOptions) -> bytes:
 
 
 PCSC_KINDS = tuple(map(PcscCardKind, KINDS))
+PCSC_PIV_KINDS = (
+    PcscPivKind(KeyKind.ECDSA_P256, Slot.AUTHENTICATION),
+    PcscPivKind(KeyKind.RSA_2048, Slot.SIGNATURE, replace(PIV, t0=True)),
+)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dom0_broker.engine import EngineToken
 from tests.support.cards import KINDS
-from tests.support.pcsc import PCSC_KINDS
+from tests.support.pcsc import PCSC_KINDS, PCSC_PIV_KINDS
 from tests.support.pki import Identity, server_identity
 from tests.support.signing_keys import SIGNING_KEYS, KeyHolder, SigningKeyKind
 from vmtoken.token import HandshakeToken, SigningKey, Traffic
@@ -69,6 +69,7 @@ def _with_engine(kind: SigningKeyKind, directory: Path) -> Iterator[_WithEngine]
 
 TOKENS = (
     *(TokenKind(kind.name, kind.card) for kind in (*KINDS, *PCSC_KINDS)),
+    *(TokenKind(kind.name, kind.holder) for kind in PCSC_PIV_KINDS),
     *(
         TokenKind(f"engine, {kind.name}", functools.partial(_with_engine, kind), counts_traffic=False)
         for kind in SIGNING_KEYS

@@ -8,16 +8,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
-from dom0_broker.backends.base import NOTHING_KEPT, FoundToken, Kept, Pins, PinState
-from dom0_broker.backends.pcsc.connection import PcscConnection
+from dom0_broker.backends.base import NOTHING_KEPT, FoundToken, Kept, Pins, PinState, TokenIssuer
+from dom0_broker.backends.pcsc.applications import CardUse, card_use
 from dom0_broker.backends.pcsc.daemon import Pcscd
-from dom0_broker.backends.pcsc.directory import CardDirectory, Entry, read_application
+from dom0_broker.backends.pcsc.directory import CardDirectory, Entry, check_application, slot_meant
 from dom0_broker.backends.pcsc.locator import CardLocator
 from dom0_broker.backends.pcsc.settings import PcscdSettings
-from vmtoken.cards import eap_tls_pins
-from vmtoken.cards.discovery import CardApplication
-from vmtoken.cards.eap_tls import EapTlsCard
-from vmtoken.cards.issuer import EapTlsIssuer
+from dom0_broker.backends.pcsc.sharing import CardTable, SharedConnection
+from vmtoken.cards.discovery import ApplicationKind, CardApplication, CardKey
 from vmtoken.errors import Conflict, TokenUnavailable
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
@@ -40,6 +38,7 @@ class PcscBackend:
             raise Conflict("Cards in readers need pyscard; install it with: pip install 'vmtoken[pcsc]'")
         self._pin_reserve = pin_reserve
         self._watchers: list[Callable[[], None]] = []
+        self._cards = CardTable()
         self._directory = CardDirectory(self._tell)
         self._daemons = [Pcscd(settings, self._directory.update) for settings in daemons]
         self._directory.begin(self._daemons)
@@ -50,47 +49,31 @@ class PcscBackend:
 
     def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> HandshakeToken:
         """See `TokenBackend.open`."""
-        connection, _ = self._card(CardLocator.parse(locator))
-        return EapTlsCard(
-            connection,
-            user_pin,
-            t0=connection.t0,
-            extended=connection.extended,
-            pin_reserve=self._pin_reserve,
-        )
+        return self._use(locator).token(user_pin, kept)
 
     def open_issuer(
         self, locator: str, operator_pin: SecretBytes | None, user_pin: SecretBytes | None = None
-    ) -> EapTlsIssuer:
+    ) -> TokenIssuer:
         """See `TokenBackend.open_issuer`."""
-        connection, _ = self._card(CardLocator.parse(locator))
-        return EapTlsIssuer(connection, operator_pin, t0=connection.t0, pin_reserve=self._pin_reserve)
+        return self._use(locator).issuer(operator_pin, user_pin)
 
-    def connect(self, locator: str) -> PcscConnection:
-        """The bare card, as after a reset."""
-        connection, _ = self._card(CardLocator.parse(locator))
+    def connect(self, locator: str) -> SharedConnection:
+        """The bare card, as after a reset; for itself alone."""
+        connection, _, _ = self._card(CardLocator.parse(locator), single=True)
         connection.reset()
         return connection
 
     def pin_state(self, locator: str) -> PinState:
         """See `TokenBackend.pin_state`."""
-        connection, _ = self._card(CardLocator.parse(locator))
-        user, operator = eap_tls_pins.tries_left(connection, t0=connection.t0)
-        return PinState(user, operator_tries_left=operator)
+        return self._use(locator).pin_state()
 
     def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
         """See `TokenBackend.change_user_pin`."""
-        connection, _ = self._card(CardLocator.parse(locator))
-        eap_tls_pins.change_user_pin(
-            connection, old_pin, new_pin, t0=connection.t0, pin_reserve=self._pin_reserve
-        )
+        self._use(locator).change_user_pin(old_pin, new_pin)
 
     def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> None:
         """See `TokenBackend.unblock_user_pin`."""
-        connection, _ = self._card(CardLocator.parse(locator))
-        eap_tls_pins.unblock_user_pin(
-            connection, code, new_pin, t0=connection.t0, pin_reserve=self._pin_reserve
-        )
+        self._use(locator).unblock_user_pin(code, new_pin)
 
     def discover(self) -> list[FoundToken]:
         """See `TokenBackend.discover`."""
@@ -130,23 +113,28 @@ class PcscBackend:
         """See `TokenBackend.delete`."""
         raise Conflict(_NOT_OURS)
 
-    def _card(self, wanted: CardLocator) -> tuple[PcscConnection, CardApplication]:
-        """The card that is meant, and nobody else's from now on. Raises `TokenUnavailable`."""
+    def _use(self, locator: str) -> CardUse:
+        connection, kind, slot = self._card(CardLocator.parse(locator))
+        return card_use(kind, connection, slot, self._pin_reserve)
+
+    def _card(
+        self, wanted: CardLocator, *, single: bool = False
+    ) -> tuple[SharedConnection, ApplicationKind, str]:
+        """The card that is meant, held, with its application selected, and the slot. Errors as `open`."""
         entry = self._directory.find(wanted)
-        daemon, reader = entry.daemon, entry.reader.name
-        with daemon.turn(reader):
-            if daemon.connection(reader) is not None:
-                raise TokenUnavailable(
-                    f"The card with {wanted} is in use by another token or command of this broker; "
-                    "a card serves one at a time.",
-                    retry_after=1.0,
-                )
-            connection = daemon.connect(reader)
+        application = entry.matching(wanted)
+        if application is None:  # it was taken out meanwhile
+            raise TokenUnavailable(f"The card with {wanted} has just gone; put it in again.", retry_after=1.0)
+        kind, slot = application.kind, slot_meant(application, wanted)
+        single = single or kind is ApplicationKind.EAP_TLS
+        connection = self._cards.borrow(entry.daemon, entry.reader.name, single=single)
         try:
-            return connection, read_application(connection, wanted)
+            connection.hold()
+            check_application(connection, kind, wanted, slot)
         except BaseException:
             connection.close()
             raise
+        return connection, kind, slot
 
     def _tell(self) -> None:
         for changed in self._watchers:
@@ -179,7 +167,7 @@ def _warm_reset(daemon: Pcscd, reader: str) -> bool:
 
 def _found_on(entry: Entry) -> Iterator[FoundToken]:
     place, atr = entry.reader.name, entry.reader.atr
-    usable = [each for each in entry.applications if each.serial or each.certificates]
+    usable = [each for each in entry.applications if each.serial or each.keys]
     if not usable:
         names = ", ".join(each.name for each in entry.applications)
         problem = entry.problem or "The card holds no application that is of use here."
@@ -189,18 +177,25 @@ def _found_on(entry: Entry) -> Iterator[FoundToken]:
 
 
 def _found(entry: Entry, application: CardApplication) -> Iterator[FoundToken]:
+    """One for each key of a PIV card, or for the slot that its first key goes into."""
+    is_piv = application.kind is ApplicationKind.PIV
+    no_key = CardKey(b"", ())
     hung = entry.daemon.hung(entry.reader.name)
-    for slot, certificate in application.certificates.items() or [("", b"")]:
-        serial = f"serial={application.serial}"
-        name = serial if application.serial else f"cert={hashlib.sha256(certificate).hexdigest()}"
+    for slot, key in application.keys.items() or [("9a" if is_piv else "", no_key)]:
         yield FoundToken(
-            f"pcsc:{name};slot={slot}" if slot else f"pcsc:{name}",
+            _uri(application, slot, key),
             entry.reader.name,
             entry.reader.atr,
             f"{application.name}, slot {slot.upper()}" if slot else application.name,
             application.serial,
-            application.capabilities,
-            certificate,
+            (*key.capabilities, *application.capabilities),
+            key.certificate,
             PinState(application.tries_left),
             hung.message if hung else entry.problem,
         )
+
+
+def _uri(application: CardApplication, slot: str, key: CardKey) -> str:
+    fingerprint = hashlib.sha256(key.certificate).hexdigest()
+    name = f"serial={application.serial}" if application.serial else f"cert={fingerprint}"
+    return f"pcsc:{name};slot={slot}" if slot else f"pcsc:{name}"

@@ -59,6 +59,11 @@ class PcscConnection:
         except DecodeError:
             return False
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._problem is not None
+
     def transmit(self, command: bytes) -> bytes:
         """See `CardConnection.transmit`."""
         if len(command) < _SHORTEST_APDU:
@@ -94,11 +99,7 @@ class PcscConnection:
     def _end(self, *, reset: bool) -> None:
         if not self._used:
             self._used = True
-            self.fail(
-                TokenUnavailable(
-                    f"The card in the reader '{self.reader}' was given back; it is opened again."
-                )
-            )
+            self.fail(TokenUnavailable(f"The card in the reader '{self.reader}' was given back already."))
             self._calls.disconnect(self._session, self.reader, reset=reset)
 
     def _check(self) -> None:

@@ -119,13 +119,15 @@ class Pcscd:
     def disconnect(self, session: int, reader: str, *, reset: bool) -> None:
         """See `SessionCalls`."""
         with self._lock:
-            self._connections.pop(session, None)
-            if session in self._hung:
-                return  # whoever hangs gives it back when it ever returns
+            is_hung = session in self._hung
         try:
-            self._ask(reader, session, "disconnect", session, reset, timeout=_GIVE_BACK)
+            if not is_hung:  # else it is given back when the call ever returns
+                self._ask(reader, session, "disconnect", session, reset, timeout=_GIVE_BACK)
         except TokenUnavailable as error:
             log.info("card was not given back", extra={"reader": reader, "because": error.message})
+        finally:
+            with self._lock:
+                self._connections.pop(session, None)
 
     def run_reset_command(self, reader: str) -> None:
         """The operator's way to get a reader going that hangs. Raises `TokenUnavailable`."""

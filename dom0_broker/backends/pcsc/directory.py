@@ -10,12 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dom0_broker.backends.pcsc.connection import PcscConnection
 from dom0_broker.backends.pcsc.daemon import Pcscd
 from dom0_broker.backends.pcsc.locator import CardLocator
 from dom0_broker.backends.pcsc.messages import Reader
 from dom0_broker.backends.pcsc.sentences import UNRESPONSIVE, unavailable
-from vmtoken.cards.discovery import ApplicationKind, CardApplication, applications_on
+from dom0_broker.backends.pcsc.sharing import SharedConnection
+from vmtoken.cards.discovery import (
+    ApplicationKind,
+    CardApplication,
+    CardKey,
+    application_on,
+    applications_on,
+)
+from vmtoken.cards.piv_codes import Slot
 from vmtoken.errors import TokenUnavailable
 
 log = logging.getLogger(__name__)
@@ -195,15 +202,24 @@ class CardDirectory:
         )
 
 
-def read_application(connection: PcscConnection, wanted: CardLocator) -> CardApplication:
+def slot_meant(application: CardApplication, wanted: CardLocator) -> str:
+    """The slot of a PIV card that a URI names, or its certificate is in; empty for the usual one."""
+    if wanted.slot or not wanted.certificate:
+        return wanted.slot
+    return next(slot for slot, key in application.keys.items() if _is_of(key, wanted))
+
+
+def check_application(
+    connection: SharedConnection, kind: ApplicationKind, wanted: CardLocator, slot: str
+) -> None:
     """Make sure that this is the card that is meant, before it is told a PIN. Raises `TokenUnavailable`."""
-    for application in applications_on(connection, t0=connection.t0):
-        if _matches(application, wanted):
-            return application
-    raise TokenUnavailable(
-        f"The card in the reader '{connection.reader}' was replaced by another one; put that with {wanted} "
-        "back."
-    )
+    slots = [Slot.of(slot)] if wanted.certificate else []
+    found = application_on(connection, kind, t0=connection.t0, slots=slots)
+    if found is None or not _matches(found, wanted):
+        raise TokenUnavailable(
+            f"The card in the reader '{connection.reader}' was replaced by another one; put that with "
+            f"{wanted} back."
+        )
 
 
 def _applications(entry: Entry) -> tuple[str, tuple[CardApplication, ...] | None]:
@@ -227,6 +243,10 @@ def _matches(application: CardApplication, wanted: CardLocator) -> bool:
     is_piv = application.kind is ApplicationKind.PIV
     if wanted.serial:
         return application.serial == wanted.serial and (is_piv or not wanted.slot)
-    slots = [wanted.slot] if wanted.slot else list(application.certificates)
-    certificates = (application.certificates.get(slot, b"") for slot in slots)
-    return any(hashlib.sha256(each).hexdigest() == wanted.certificate for each in certificates)
+    keys = application.keys
+    meant = [keys[wanted.slot]] if wanted.slot in keys else [] if wanted.slot else list(keys.values())
+    return any(_is_of(key, wanted) for key in meant)
+
+
+def _is_of(key: CardKey, wanted: CardLocator) -> bool:
+    return bool(key.certificate) and hashlib.sha256(key.certificate).hexdigest() == wanted.certificate
