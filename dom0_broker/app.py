@@ -15,7 +15,13 @@ import msgspec
 from dom0_broker.administration import VmAdministration, recorded
 from dom0_broker.admission import Quotas
 from dom0_broker.audit import AuditError, AuditLog, AuditNotes, Fields
-from dom0_broker.backends.registry import BackendSettings, PcscdSettings, TokenBackend, backend_for
+from dom0_broker.backends.registry import (
+    BackendSettings,
+    PcscdSettings,
+    Pkcs11Settings,
+    TokenBackend,
+    backend_for,
+)
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
 from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_address
@@ -75,6 +81,7 @@ class App:
             apdus=config.soft.apdus,
             pin_reserve=config.limits.pin_reserve,
             pcsc=tuple(PcscdSettings(each.socket, each.timeout, each.reset_command) for each in config.pcsc),
+            pkcs11=Pkcs11Settings(config.pkcs11.modules, config.pkcs11.timeout),
         )
         self._store = Store(config.database)
         reserve = config.limits.pin_reserve

@@ -97,6 +97,16 @@ class MetricsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seconds between two writings."""
 
 
+class Pkcs11Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[pkcs11]`: libraries of HSMs, USB tokens, TPMs, each in a process of its own."""
+
+    modules: tuple[Path, ...] = ()
+    """Absolute paths; tokens are looked for in these."""
+
+    timeout: Seconds = 25.0
+    """A module that does not answer one call for so long hangs, and is loaded anew."""
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: numbers that keep one VM, or one card, from taking everything."""
 
@@ -144,6 +154,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     soft: SoftConfig = field(default_factory=SoftConfig)
     pcsc: tuple[PcscConfig, ...] = (PcscConfig(),)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    pkcs11: Pkcs11Config = field(default_factory=Pkcs11Config)
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -232,6 +243,9 @@ def _check_values(config: BrokerConfig, path: Path) -> None:
     sockets = [each.socket for each in config.pcsc]
     if len(sockets) != len(set(sockets)):
         raise SettingsError(f"{path}: pcsc: two entries with the same socket; give each pcscd its own.")
+    for module in config.pkcs11.modules:
+        if not module.is_absolute():
+            raise SettingsError(f"{path}: pkcs11.modules: '{module}' is not absolute; give the whole path.")
     if config.limits.vm_streams < config.limits.vm_handshakes:
         raise SettingsError(f"{path}: limits.vm_streams: less than limits.vm_handshakes; raise it.")
 

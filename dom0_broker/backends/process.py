@@ -91,6 +91,12 @@ class DeviceProcess:
         if running is not None:
             running.end()
 
+    def give_up(self) -> None:
+        """End it as one that broke down: the next start waits for its pause, as after a crash."""
+        running = self._running
+        if running is not None:
+            running.process.kill()
+
     def close(self) -> None:
         """End it for good. May be called twice."""
         self._closed = True

@@ -1,17 +1,26 @@
-"""Backends by URI scheme: `soft:NAME` is a software element, `pcsc:serial=HEX` a card in a reader."""
+"""Backends by URI scheme: `soft:` software elements, `pcsc:` cards in readers, `pkcs11:` keys of modules."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
 from dom0_broker.backends.pcsc.settings import PcscdSettings
+from dom0_broker.backends.pkcs11.settings import Pkcs11Settings
 from vmtoken.errors import InvalidRequest
 from vmtoken.secret import SecretBytes
 
-__all__ = ["BackendSettings", "PcscdSettings", "Pins", "TokenBackend", "TokenIssuer", "backend_for"]
+__all__ = [
+    "BackendSettings",
+    "PcscdSettings",
+    "Pins",
+    "Pkcs11Settings",
+    "TokenBackend",
+    "TokenIssuer",
+    "backend_for",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,9 @@ class BackendSettings:
     pcsc: tuple[PcscdSettings, ...] = (PcscdSettings(),)
     """The pcscd whose readers are looked into."""
 
+    pkcs11: Pkcs11Settings = field(default_factory=Pkcs11Settings)
+    """The PKCS#11 modules that are looked into."""
+
 
 def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
     """A backend, to be kept: it knows what it has open. Raises `InvalidRequest` for other schemes."""
@@ -51,4 +63,11 @@ def backend_for(scheme: str, settings: BackendSettings) -> TokenBackend:
             from dom0_broker.backends.pcsc.backend import PcscBackend
 
             return PcscBackend(settings.pcsc, pin_reserve=settings.pin_reserve)
-    raise InvalidRequest(f"There are no tokens of the scheme {scheme!r}; use soft:NAME or pcsc:serial=HEX.")
+        case "pkcs11":
+            from dom0_broker.backends.pkcs11.backend import Pkcs11Backend
+
+            modules, timeout = settings.pkcs11.modules, settings.pkcs11.timeout
+            return Pkcs11Backend(modules, timeout=timeout, pin_reserve=settings.pin_reserve)
+    raise InvalidRequest(
+        f"There are no tokens of the scheme {scheme!r}; use soft:NAME, pcsc:serial=HEX or pkcs11:token=LABEL."
+    )

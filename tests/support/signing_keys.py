@@ -17,6 +17,7 @@ from typing import Protocol
 from dom0_broker.backends.software.element import Applications, ElementOptions
 from tests.fakes.signing_key import SoftwareKey
 from tests.support.piv import piv_holder
+from tests.support.pkcs11 import P11_KIT_PROXY, SOFTHSM, softhsm_holder
 from tests.support.pki import Identity, KeyKind, client_identity
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.tls.codes import SignatureScheme
@@ -81,6 +82,10 @@ def _piv(kind: KeyKind, slot: Slot, *, t0: bool = False) -> SigningKeyKind:
     return SigningKeyKind(f"PIV slot {slot}, {kind}{suffix}", holder)
 
 
+def _pkcs11(name: str, kind: KeyKind, library: Path) -> SigningKeyKind:
+    return SigningKeyKind(f"{name}, {kind}", functools.partial(softhsm_holder, kind, library))
+
+
 SIGNING_KEYS = (
     _in_memory(KeyKind.ECDSA_P256),
     _in_memory(KeyKind.ECDSA_P384),
@@ -90,4 +95,9 @@ SIGNING_KEYS = (
     _piv(KeyKind.ECDSA_P256, Slot.AUTHENTICATION),
     _piv(KeyKind.RSA_2048, Slot.SIGNATURE),
     _piv(KeyKind.ECDSA_P384, Slot.CARD_AUTHENTICATION, t0=True),
+    _pkcs11("SoftHSM", KeyKind.ECDSA_P256, SOFTHSM),
+    _pkcs11("SoftHSM", KeyKind.ECDSA_P384, SOFTHSM),
+    _pkcs11("SoftHSM", KeyKind.RSA_2048, SOFTHSM),
+    _pkcs11("SoftHSM", KeyKind.ED25519, SOFTHSM),
+    _pkcs11("SoftHSM through p11-kit-proxy", KeyKind.ECDSA_P256, P11_KIT_PROXY),
 )

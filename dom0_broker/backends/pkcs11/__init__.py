@@ -1,0 +1,1 @@
+"""Keys behind PKCS#11 modules: `pkcs11:` URIs as in RFC 7512."""

@@ -1,0 +1,175 @@
+"""PKCS#11 tokens for tests, in modules that nobody here wrote; what is missing skips, and fails in CI."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from dom0_broker.backends.base import Kept
+from dom0_broker.backends.pkcs11.backend import Pkcs11Backend
+from dom0_broker.backends.pkcs11.key import Pkcs11Key
+from dom0_broker.engine import EngineToken
+from tests.support.pki import Identity, KeyKind, Usage, pki, server_identity
+from vmtoken.cards.codes import KeyAlgorithm
+from vmtoken.csr import KeyElsewhere
+from vmtoken.secret import SecretBytes
+from vmtoken.tls.codes import SignatureScheme
+from vmtoken.tls.signatures import PublicKey
+
+LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
+P11_KIT_PROXY = LIBRARIES / "p11-kit-proxy.so"
+OPENSC = LIBRARIES / "opensc-pkcs11.so"
+
+PIN, SO_PIN, WRONG_PIN = b"1234", b"567890", b"9999"
+LABEL = "lab one"
+
+ALGORITHMS = {
+    KeyKind.ECDSA_P256: KeyAlgorithm.ECDSA_P256,
+    KeyKind.ECDSA_P384: KeyAlgorithm.ECDSA_P384,
+    KeyKind.RSA_2048: KeyAlgorithm.RSA_2048,
+    KeyKind.ED25519: KeyAlgorithm.ED25519,
+}
+
+
+@dataclass
+class Pkcs11Token:
+    """A token with a backend that looks into its module."""
+
+    library: Path
+    label: str = LABEL
+    pin: bytes = PIN
+    environment: Mapping[str, str] = field(default_factory=dict)
+    backends: list[Pkcs11Backend] = field(default_factory=list)
+
+    @functools.cached_property
+    def backend(self) -> Pkcs11Backend:
+        return self.new_backend()
+
+    def new_backend(self, *, timeout: float = 25.0, pin_reserve: int = 1) -> Pkcs11Backend:
+        """One more, with module processes of its own."""
+        backend = Pkcs11Backend(
+            [self.library], timeout=timeout, pin_reserve=pin_reserve, environment=self.environment
+        )
+        self.backends.append(backend)
+        return backend
+
+    def locator(self, name: str = "web01") -> str:
+        return f"token={self.label.replace(' ', '%20')};object={name}"
+
+    def close(self) -> None:
+        for backend in self.backends:
+            backend.close()
+
+    def tool(self, program: str, *arguments: str, check: bool = True) -> str:
+        """Run a program of OpenSC, GnuTLS or SoftHSM on it; its output, both streams."""
+        done = subprocess.run(
+            [tool(program), *arguments],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        )
+        output = done.stdout.decode(errors="replace")
+        assert not check or done.returncode == 0, output
+        return output
+
+
+@dataclass
+class Pkcs11Holder:
+    """A key in a token, with a certificate that the broker keeps."""
+
+    token_: Pkcs11Token
+    identity: Identity
+    locator: str
+
+    @property
+    def kept(self) -> Kept:
+        return Kept(self.identity.chain_der, (server_identity().root_der,))
+
+    def key(self) -> Pkcs11Key:
+        return self.token_.backend.open_key(self.locator, SecretBytes(self.token_.pin), self.kept)
+
+    def token(self) -> EngineToken:
+        return self.token_.backend.open(self.locator, SecretBytes(self.token_.pin), self.kept)
+
+
+@contextlib.contextmanager
+def softhsm(
+    directory: Path, labels: Sequence[str] = (LABEL,), *, library: Path = SOFTHSM
+) -> Iterator[Pkcs11Token]:
+    """SoftHSM with tokens of these labels; all have the same PINs. Gives the first."""
+    require(library, SOFTHSM)
+    (directory / "tokens").mkdir()
+    configuration = directory / "softhsm2.conf"
+    configuration.write_text(f"directories.tokendir = {directory}/tokens\nlog.level = ERROR\n")
+    token = Pkcs11Token(library, labels[0], environment={"SOFTHSM2_CONF": str(configuration)})
+    for label in labels:
+        initialise(token, label)
+    try:
+        yield token
+    finally:
+        token.close()
+
+
+def initialise(token: Pkcs11Token, label: str, pin: bytes = PIN) -> None:
+    """One more token of SoftHSM."""
+    pins = ("--pin", pin.decode(), "--so-pin", SO_PIN.decode())
+    token.tool("softhsm2-util", "--init-token", "--free", "--label", label, *pins)
+
+
+def personalised(token: Pkcs11Token, kind: KeyKind = KeyKind.ECDSA_P256, name: str = "web01") -> Pkcs11Holder:
+    """Make a key in the token and have a certificate issued for it."""
+    locator = token.locator(name)
+    with contextlib.closing(token.backend.open_issuer(locator, None, SecretBytes(token.pin))) as issuer:
+        info = issuer.generate_key(ALGORITHMS[kind])
+        public = PublicKey(load_der_public_key(info))
+        key = KeyElsewhere.of(info, public.schemes(), _not_asked).stand_in
+        identity = pki().intermediate.issue(name, kind, usage=Usage.CLIENT, key=key)
+        issuer.install_certificate_chain(identity.chain_der)
+    return Pkcs11Holder(token, identity, locator)
+
+
+@contextlib.contextmanager
+def softhsm_holder(kind: KeyKind, library: Path, directory: Path) -> Iterator[Pkcs11Holder]:
+    """For the contract suites."""
+    with softhsm(directory, library=library) as token:
+        yield personalised(token, kind)
+
+
+def require(*paths: Path) -> None:
+    """Libraries that the test needs."""
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        _lacks(", ".join(missing))
+
+
+def tool(name: str) -> str:
+    """A program that the test needs."""
+    found = shutil.which(name)
+    if found is None:
+        _lacks(name)
+    assert found is not None
+    return found
+
+
+def _lacks(what: str) -> None:
+    why = f"{what} is not installed: run `make test`, which says what is missing"
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+def _not_asked(scheme: SignatureScheme, content: bytes) -> bytes:
+    raise AssertionError("certificates are signed by a CA")
