@@ -98,7 +98,7 @@ def test_other_schemes_are_refused_and_the_key_goes_on(key: SigningKey) -> None:
 def test_many_signatures_in_a_row(key: SigningKey, key_holder: KeyHolder) -> None:
     """Components of an ECDSA signature are now and then short, or need a leading zero."""
     public_key, scheme = key_holder.identity.certificate.public_key(), key.schemes[0]
-    for number in range(300):
+    for number in range(300 if isinstance(public_key, ec.EllipticCurvePublicKey) else 30):
         content = number.to_bytes(2, "big")
         VERIFY[scheme](public_key, key.sign(scheme, content), content)
 
