@@ -25,6 +25,7 @@ from dom0_broker.backends.registry import (
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
 from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_address
+from dom0_broker.domains import DomainIdentity
 from dom0_broker.elements import Elements
 from dom0_broker.enrolment import EnrolmentCa
 from dom0_broker.handshake import Desk
@@ -41,10 +42,12 @@ from dom0_broker.services.admin_service import AdminService, BrokerControl
 from dom0_broker.sessions import Sessions
 from dom0_broker.store import Store
 from dom0_broker.textfile import Textfile
+from dom0_broker.vchan_links import Xen
 from vmtoken.clock import Clock, SystemClock
 from vmtoken.errors import VmTokenError
 from vmtoken.notify import notify, watchdog_interval
 from vmtoken.settings import SettingsError
+from vmtoken.transport.vchan import on_xen
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +68,13 @@ class App:
         backends: Backends = backend_for,
         config_path: Path | None = None,
         clock: Clock | None = None,
+        xen: Xen | None = None,
     ) -> None:
         self.config = config
         self._config_path = config_path
         self._clock = clock or SystemClock()
         self._started = self._clock.now()
+        self._xen = xen or Xen()
         self._draining = False
         self._policy = read_policy_or_deny(config.policy_dir)
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,6 +114,7 @@ class App:
             await self.links.open_vm(record.identity)
         if self.config.tcp.listen:
             await self._open_tcp()
+        await self._open_vchan()
         await self._admin.open()
         self._warm_up = asyncio.gather(*(token.state() for token in self._desk.inventory.tokens()))
         self._housekeeping = asyncio.create_task(self._keep_house())
@@ -188,7 +194,9 @@ class App:
             snapshot=self._observer.snapshot,
         )
         one_at_a_time = asyncio.Lock()
-        vms = VmAdministration(self._store, self._desk, self.links, self._ca, one_at_a_time)
+        self.administration = vms = VmAdministration(
+            self._store, self._desk, self.links, self._ca, one_at_a_time
+        )
         tokens = TokenAdministration(self._store, self._desk, elements, self._pins, one_at_a_time)
         pins = PinAdministration(self._desk, elements, self._pins, one_at_a_time)
         return AdminService(self._desk, vms, tokens, pins, control)
@@ -205,6 +213,22 @@ class App:
         context = self._ca.server_context([*self.config.tcp.names, host], self._started)
         address = await self.links.open_tcp(context, self._desk.inventory.vm_of_certificate)
         log.info("listening", extra={"address": address})
+
+    async def _open_vchan(self) -> None:
+        """Raises `OSError` when it is demanded and cannot be had."""
+        enabled = self.config.vchan.enabled
+        if enabled is False or (enabled == "auto" and not on_xen()):
+            return
+
+        def vms() -> list[DomainIdentity]:
+            return [record.identity for record in self._desk.inventory.vms()]
+
+        try:
+            await self.links.open_vchan(vms, self._desk.notes, self._xen)
+        except OSError as error:
+            if enabled is True:
+                raise
+            log.warning("no links over vchan", extra={"because": str(error)})
 
     async def _keep_house(self) -> None:
         """Write what can wait, show how the tokens are, tell systemd that the event loop turns."""

@@ -12,9 +12,11 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from vmtoken.settings import SettingsError, load
+from vmtoken.transport.vchan import READ_RING, WRITE_RING
 
 Seconds = Annotated[float, Meta(ge=0.01, le=3600)]
 Count = Annotated[int, Meta(ge=1, le=100_000)]
+Ring = Annotated[int, Meta(ge=1024, le=1 << 20)]
 
 _LONGEST_RUNTIME_DIR = 107 - len("/vms/") - 63 - len("/broker.sock")
 """Octets: the path of the socket of a VM with the longest name still fits into `sun_path` (unix(7))."""
@@ -65,6 +67,19 @@ class TcpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     names: tuple[str, ...] = ()
     """DNS names and addresses at which agents know the broker; the listen address if empty."""
+
+
+class VchanConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[vchan]`: one Xen vchan for each VM whose domain runs."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    """`"auto"`: when this machine runs on Xen."""
+
+    read_ring: Ring = READ_RING
+    """Octets of the ring from the VM."""
+
+    write_ring: Ring = WRITE_RING
+    """Octets of the ring to the VM."""
 
 
 class SoftConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,6 +166,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     audit: AuditConfig = field(default_factory=AuditConfig)
     unix: UnixConfig = field(default_factory=UnixConfig)
     tcp: TcpConfig = field(default_factory=TcpConfig)
+    vchan: VchanConfig = field(default_factory=VchanConfig)
     soft: SoftConfig = field(default_factory=SoftConfig)
     pcsc: tuple[PcscConfig, ...] = (PcscConfig(),)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

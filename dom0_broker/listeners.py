@@ -2,7 +2,8 @@
 
 Every link knows its caller before a byte is read. A Unix socket belongs to one VM, whose server listens
 on it. TCP comes through the front door, which knows the VM by its enrolment certificate and splices to
-the private socket of that VM's server; a further kind of link is one more such door.
+the private socket of that VM's server; vchan has a door of its own (`dom0_broker.vchan_links`), and a further
+kind of link is one more.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from dom0_broker.admission import Pace
+from dom0_broker.audit import AuditNotes
 from dom0_broker.broker import Broker
 from dom0_broker.config import BrokerConfig, split_address
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.services.admin_service import AdminService
 from dom0_broker.services.token_service import TokenService
+from dom0_broker.vchan_links import VchanLinks, Xen
 from vmtoken.rpc.channel import private_server
 from vmtoken.rpc.front_door import FrontDoor, Unwelcome
 from vmtoken.transport import tcp, unix
+from vmtoken.transport.vchan import RingSizes
 from vmtoken.v1 import (
     admin_service_pb2,
     admin_service_pb2_grpc,
@@ -64,6 +68,14 @@ class _Server:
                 path.unlink(missing_ok=True)  # names in a tmpfs
 
 
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """The domain that a VM has now, if any, and whether its agent is there."""
+
+    domid: int | None
+    connected: bool
+
+
 class Links:
     """All links of all VMs. VMs come and go while it runs."""
 
@@ -73,9 +85,12 @@ class Links:
         self._servers: dict[uuid.UUID, asyncio.Task[_Server]] = {}
         self._tcp: asyncio.Server | None = None
         self._tcp_door: FrontDoor[DomainIdentity] | None = None
+        self._vchan: VchanLinks | None = None
 
     async def open_vm(self, vm: DomainIdentity) -> None:
-        """Open the Unix socket of a VM, unless these links are off. Raises `OSError`."""
+        """Open the Unix socket of a VM, and its vchan if its domain runs. Raises `OSError`."""
+        if self._vchan is not None:
+            self._vchan.reconsider()
         if self._config.unix.enabled:
             await self._server_of(vm)
 
@@ -94,6 +109,13 @@ class Links:
         self._tcp = await tcp.listen(host, port, context, self._tcp_door.protocol)
         return self.tcp_address
 
+    async def open_vchan(self, vms: Callable[[], list[DomainIdentity]], notes: AuditNotes, xen: Xen) -> None:
+        """Serve every domain that is one of `vms`, now and as they come. Raises `OSError`."""
+        sizes = RingSizes(self._config.vchan.read_ring, self._config.vchan.write_ring)
+        vchan = VchanLinks(sizes, vms, self._private_socket_of, notes, xen)
+        await vchan.open()
+        self._vchan = vchan
+
     def door(self, identify: Callable[[asyncio.BaseTransport], DomainIdentity]) -> FrontDoor[DomainIdentity]:
         """A front door for one more kind of link, whose callers `identify` knows or refuses (`Unwelcome`)."""
         return FrontDoor(identify, self._private_socket_of)
@@ -110,6 +132,17 @@ class Links:
         """The Unix socket of a VM, None when these links are off."""
         return self._config.link_socket(vm.name) if self._config.unix.enabled else None
 
+    def residence(self, vm: DomainIdentity) -> Residence | None:
+        """Where a VM lives as far as vchan links know; None when there are no such links."""
+        if self._vchan is None:
+            return None
+        return Residence(self._vchan.domid(vm), self._vchan.connected(vm))
+
+    @property
+    def doubles(self) -> list[int]:
+        """Domains that have the UUID of a VM which another domain is already."""
+        return [] if self._vchan is None else [domain.domid for domain in self._vchan.doubles]
+
     def turn_out(self, vm: DomainIdentity) -> None:
         """End the VM's TCP links: its certificate is not the one pinned any more."""
         if self._tcp_door is not None:
@@ -118,6 +151,9 @@ class Links:
     async def close_vm(self, vm: DomainIdentity) -> None:
         """End every link of a VM and its server."""
         self.turn_out(vm)
+        if self._vchan is not None:
+            self._vchan.reconsider()
+            await self._vchan.settled()
         starting = self._servers.pop(vm.uuid, None)
         if starting is not None:
             await (await starting).stop()
@@ -126,6 +162,8 @@ class Links:
         """Take no more connections from the network, and say NOT_SERVING to everybody."""
         if self._tcp is not None:
             self._tcp.close()
+        if self._vchan is not None:
+            self._vchan.stop_accepting()
         for server in await self._started():
             await server.health.enter_graceful_shutdown()
 
@@ -133,6 +171,8 @@ class Links:
         """End all links and servers."""
         await asyncio.gather(*(server.stop() for server in await self._started()))
         self._servers.clear()
+        if self._vchan is not None:
+            await self._vchan.close()
         if self._tcp is not None and self._tcp_door is not None:
             self._tcp.close()
             await self._tcp_door.close()

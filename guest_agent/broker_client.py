@@ -16,7 +16,8 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from guest_agent.config import BrokerSettings, TcpLink, parse_link
+from guest_agent.config import BrokerSettings, TcpLink, UnixLink, VchanLink, parse_link
+from guest_agent.vchan_relay import VchanRelay, Xen
 from vmtoken.errors import BrokerUnavailable, DeadlineExceeded, TokenBusy, VmTokenError
 from vmtoken.rpc.channel import tls_channel, unix_channel
 from vmtoken.rpc.convert import (
@@ -127,8 +128,10 @@ class HandshakeRefused(Exception):
 class BrokerClient:
     """A connection to the broker that mends itself; made inside a running event loop."""
 
-    def __init__(self, settings: BrokerSettings) -> None:
-        self._channel = _channel(settings)
+    def __init__(self, settings: BrokerSettings, *, xen: Xen | None = None) -> None:
+        link = parse_link(settings.link)
+        self._relay = VchanRelay(link, xen) if isinstance(link, VchanLink) else None
+        self._channel = unix_channel(self._relay.path) if self._relay else _channel(settings)
         self._stub = TokenServiceStub(self._channel)
         self._settings = settings
         self._turns = asyncio.Semaphore(settings.handshakes)
@@ -192,6 +195,8 @@ class BrokerClient:
         while self._idle:
             self._idle.popleft().cancel()
         await self._channel.close()
+        if self._relay is not None:
+            await self._relay.close()
 
     @property
     def patience(self) -> float:
@@ -345,8 +350,9 @@ class _HandshakeStream:
 
 def _channel(settings: BrokerSettings) -> grpc.aio.Channel:
     link = parse_link(settings.link)
-    if not isinstance(link, TcpLink):
+    if isinstance(link, UnixLink):
         return unix_channel(link.path)
+    assert isinstance(link, TcpLink), "a vchan has a relay"
     enrolment = settings.enrolment
     assert enrolment is not None  # checked when the settings were made
     return tls_channel(

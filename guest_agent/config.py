@@ -14,6 +14,9 @@ from vmtoken.settings import SettingsError, load
 
 DEFAULT_PATH = Path("/etc/vmtoken/agent.toml")
 
+_LAST_DOMID = 0x7FEF
+"""DOMID_FIRST_RESERVED - 1 (xen/include/public/xen.h)."""
+
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 
@@ -33,7 +36,14 @@ class TcpLink:
     port: int
 
 
-Link = UnixLink | TcpLink
+@dataclass(frozen=True, slots=True)
+class VchanLink:
+    """The broker serves over Xen's vchan, in domain `domid`; None for the one that dom0 names, else dom0."""
+
+    domid: int | None = None
+
+
+Link = UnixLink | TcpLink | VchanLink
 
 
 class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +66,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the agent reaches its broker."""
 
     link: str = "unix:/run/vmtoken/broker.sock"
-    """`unix:PATH` or `tcp:HOST:PORT`."""
+    """`vchan:`, `vchan:DOMID`, `unix:PATH` or `tcp:HOST:PORT`."""
 
     enrolment: Enrolment | None = None
     connect_timeout: Seconds = 5.0
@@ -140,13 +150,15 @@ def load_config(path: Path) -> AgentConfig:
 
 def parse_link(text: str) -> Link:
     """A link as written in agent.toml. Raises `ValueError` for anything else."""
-    scheme, _, rest = text.partition(":")
+    scheme, colon, rest = text.partition(":")
+    if scheme == "vchan" and colon and (not rest or (rest.isdecimal() and int(rest) <= _LAST_DOMID)):
+        return VchanLink(int(rest) if rest else None)
     if scheme == "unix" and rest.startswith("/"):
         return UnixLink(Path(rest))
     host, _, port = rest.rpartition(":")
     if scheme == "tcp" and host and port.isdecimal() and 0 < int(port) < 65_536:
         return TcpLink(host.strip("[]"), int(port))
-    raise ValueError(f"'{text}' is no link; write unix:/ABSOLUTE/PATH or tcp:HOST:PORT")
+    raise ValueError(f"'{text}' is no link; write vchan:, vchan:DOMID, unix:/ABSOLUTE/PATH or tcp:HOST:PORT")
 
 
 def _check_enrolment(enrolment: Enrolment, path: Path) -> None:

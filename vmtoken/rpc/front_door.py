@@ -50,6 +50,11 @@ class FrontDoor(Generic[Caller]):
         """How many connections are open."""
         return len(self._visits)
 
+    @property
+    def callers(self) -> list[Caller]:
+        """Whose connections are open."""
+        return [caller for caller, _ in self._visits.values()]
+
     def turn_out(self, caller: Caller) -> None:
         """Close every connection of a caller who is no longer welcome."""
         for visit, (who, _) in list(self._visits.items()):

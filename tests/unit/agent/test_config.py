@@ -38,7 +38,10 @@ def _options(kind: type) -> list[str]:
     ("text", "complaint"),
     [
         ("[broker]\nlinc = 'unix:/a'", "unknown key 'broker.linc'; did you mean 'link'?"),
-        ("[broker]\nlink = 'vsock:1'", "'vsock:1' is no link; write unix:/ABSOLUTE/PATH or tcp:HOST:PORT"),
+        (
+            "[broker]\nlink = 'vsock:1'",
+            "'vsock:1' is no link; write vchan:, vchan:DOMID, unix:/ABSOLUTE/PATH or tcp:HOST:PORT",
+        ),
         ("[broker]\nlink = 'unix:relative'", "is no link"),
         ("[broker]\nlink = 'tcp:host:99999'", "is no link"),
         ("[broker]\nlink = 'tcp:host:443'", "needs the table [broker.enrolment]"),
