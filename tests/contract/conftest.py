@@ -10,24 +10,31 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.cards import KINDS, Card, CardKind
-from tests.support.pcsc import PCSC_KINDS, PcscCard, PcscCardKind
+from tests.support.cards import EAP_TLS_DIALECT, KINDS, CardKind, Dialect
+from tests.support.pcsc import PCSC_KINDS, AnyCard, PcscCardKind
+from tests.support.piv import PIV_DIALECT, PIV_KINDS, PivHolder, PivKind
 from tests.support.signing_keys import SIGNING_KEYS, KeyHolder, SigningKeyKind
 from tests.support.tokens import TOKENS, TokenHolder, TokenKind
 
 
-@pytest.fixture(scope="module", params=(*KINDS, *PCSC_KINDS), ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> CardKind | PcscCardKind:
-    chosen: CardKind | PcscCardKind = request.param
+@pytest.fixture(scope="module", params=(*KINDS, *PCSC_KINDS, *PIV_KINDS), ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> CardKind | PcscCardKind | PivKind:
+    chosen: CardKind | PcscCardKind | PivKind = request.param
     return chosen
 
 
 @pytest.fixture(scope="module")
 def card(
-    kind: CardKind | PcscCardKind, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Card | PcscCard]:
+    kind: CardKind | PcscCardKind | PivKind, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AnyCard]:
     with kind.card(tmp_path_factory.mktemp("elements")) as card:
         yield card
+
+
+@pytest.fixture(scope="module")
+def dialect(card: AnyCard) -> Dialect:
+    """Commands of the application that the card has."""
+    return PIV_DIALECT if isinstance(card, PivHolder) else EAP_TLS_DIALECT
 
 
 @pytest.fixture(scope="module", params=SIGNING_KEYS, ids=lambda kind: kind.name)

@@ -11,6 +11,7 @@ from dom0_broker.backends.base import Pins
 from dom0_broker.backends.software.backend import SoftwareBackend
 from dom0_broker.backends.software.element import DEFAULT_OPTIONS, ElementOptions, SoftwareElement
 from tests.support.pki import Identity, client_identity, server_identity
+from vmtoken.cards.codes import AID
 from vmtoken.cards.eap_tls import EapTlsCard
 from vmtoken.cards.issuer import EapTlsIssuer
 from vmtoken.iso7816.connection import CardConnection
@@ -19,6 +20,25 @@ from vmtoken.secret import SecretBytes
 PINS = Pins(user=SecretBytes(b"1234"), operator=SecretBytes(b"87654321"))
 SEALING_KEY = SecretBytes(bytes(range(32)))
 NAME = "web01"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Commands of one application, for tests of what is below it."""
+
+    select: bytes
+    needs_selection: bytes
+    pin_status: bytes
+    verify: bytes
+    pin_outlives_select: bool = False
+
+
+EAP_TLS_DIALECT = Dialect(
+    select=bytes.fromhex("00 A4 04 00 10") + AID,
+    needs_selection=bytes.fromhex("A0 19 00 00 01"),
+    pin_status=bytes.fromhex("A0 20 00 00"),
+    verify=bytes.fromhex("A0 20 00 00 08 31 32 33 34 FF FF FF FF"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dom0_broker.backends.pcsc.backend import PcscBackend
 from dom0_broker.backends.pcsc.settings import PcscdSettings
 from dom0_broker.backends.pcsc.sharing import SharedConnection
 from dom0_broker.backends.software.element import ElementOptions
-from tests.support.cards import KINDS, NAME, PINS, CardKind
+from tests.support.cards import KINDS, NAME, PINS, Card, CardKind
 from tests.support.pcscd import pcscd
-from tests.support.piv import PIV, SECRETS, piv_holder
+from tests.support.piv import PIV, SECRETS, PivHolder, piv_holder
 from tests.support.pki import Identity, KeyKind, client_identity, server_identity
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.iso7816.atr import AnswerToReset
@@ -121,6 +121,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 def atr_of(options: ElementOptions) -> bytes:
     return AnswerToReset.of_card(t0=options.t0, extended=options.extended).encode()
 
+
+AnyCard = Card | PcscCard | PivHolder
+"""What the suite of `CardConnection` connects to."""
 
 PCSC_KINDS = tuple(map(PcscCardKind, KINDS))
 PCSC_PIV_KINDS = (

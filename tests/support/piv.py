@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from dom0_broker.backends.software.backend import SoftwareBackend
 from dom0_broker.backends.software.element import Applications, ElementOptions, SoftwareElement
 from dom0_broker.backends.software.piv_store import PivSecrets
-from tests.support.cards import NAME, PINS, SEALING_KEY
+from tests.support.cards import NAME, PINS, SEALING_KEY, Dialect
 from tests.support.pki import Identity, KeyKind, Usage, pki
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv import PivCard
-from vmtoken.cards.piv_codes import Slot
+from vmtoken.cards.piv_codes import AID, Slot
 from vmtoken.cards.piv_issuer import PivIssuer
 from vmtoken.csr import KeyElsewhere
 from vmtoken.secret import SecretBytes
@@ -36,6 +36,16 @@ ALGORITHMS = {
     KeyKind.ECDSA_P384: KeyAlgorithm.ECDSA_P384,
     KeyKind.RSA_2048: KeyAlgorithm.RSA_2048,
 }
+
+
+PIV_DIALECT = Dialect(
+    select=bytes.fromhex("00 A4 04 00 0B") + AID,
+    needs_selection=bytes.fromhex("00 CB 3F FF 05 5C 03 5F C1 02 00"),
+    pin_status=bytes.fromhex("00 20 00 80"),
+    verify=bytes.fromhex("00 20 00 80 08 36 35 34 33 32 31 FF FF"),
+    pin_outlives_select=True,
+)
+"""SP 800-73-4 part 2 section 3.1.1: who selects the application again changes nothing."""
 
 
 def piv_backend(
@@ -61,6 +71,7 @@ class PivHolder:
     slot: Slot = Slot.AUTHENTICATION
     t0: bool = False
     owner: PivSecrets = SECRETS
+    is_exclusive: bool = False
 
     def connect(self) -> SoftwareElement:
         return self.backend.connect(NAME)
@@ -118,3 +129,22 @@ def _not_asked(scheme: SignatureScheme, content: bytes) -> bytes:
 def piv_holder(kind: KeyKind, slot: Slot, options: ElementOptions, directory: Path) -> Iterator[PivHolder]:
     """For the contract suites."""
     yield personalised(piv_backend(directory, options=options), kind, slot, t0=options.t0)
+
+
+@dataclass(frozen=True)
+class PivKind:
+    """A kind of PIV card for the suite of `CardConnection`."""
+
+    name: str
+    options: ElementOptions
+
+    @contextlib.contextmanager
+    def card(self, directory: Path) -> Iterator[PivHolder]:
+        with piv_holder(KeyKind.ECDSA_P256, Slot.AUTHENTICATION, self.options, directory) as holder:
+            yield holder
+
+
+PIV_KINDS = (
+    PivKind("software, PIV", PIV),
+    PivKind("software, both applications, T=0", ElementOptions(applications=BOTH.applications, t0=True)),
+)

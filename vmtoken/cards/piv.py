@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.cards.piv_key import SlotCertificate, SlotKey
-from vmtoken.cards.piv_session import PivSession
+from vmtoken.cards.piv_session import NO_SUCH_KEY, PivSession
 from vmtoken.errors import TokenNotReady
 from vmtoken.iso7816.connection import CardConnection
+from vmtoken.iso7816.status import StatusWordError
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import SignatureScheme
 from vmtoken.token import Assurance, Traffic
@@ -80,7 +81,15 @@ class PivCard:
         if self._key is None or scheme not in self.schemes:
             raise ValueError(f"the key in slot {self._slot} of the card does not sign with {scheme.name}")
         with self._card.closed_on_error():
-            return self._card.sign(self._key, scheme, content)
+            try:
+                return self._card.sign(self._key, scheme, content)
+            except StatusWordError as error:
+                if error.status not in NO_SUCH_KEY:
+                    raise
+                raise TokenNotReady(
+                    f"The card has no key in slot {self._slot} that fits the certificate; install the "
+                    "certificate of the key that is there, or generate one."
+                ) from error
 
     def close(self) -> None:
         """See `SigningKey.close`."""

@@ -17,7 +17,7 @@ from vmtoken.cards.piv_codes import KEY_ALGORITHMS, Slot
 from vmtoken.cards.piv_key import PLACEHOLDER, SlotCertificate, SlotKey
 from vmtoken.cards.piv_management import authenticate, candidates
 from vmtoken.cards.piv_objects import encode_certificate
-from vmtoken.cards.piv_session import PivSession
+from vmtoken.cards.piv_session import NO_SUCH_KEY, PivSession
 from vmtoken.csr import KeyElsewhere, certificate_request, check_chain
 from vmtoken.errors import Conflict
 from vmtoken.iso7816.connection import CardConnection
@@ -32,13 +32,6 @@ _NONCE_LENGTH = 32
 
 _END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """For certificates without a well-defined end (RFC 5280 section 4.1.2.5)."""
-
-_NO_SUCH_KEY = (
-    StatusWord.WRONG_DATA,
-    StatusWord.INCORRECT_P1_P2,
-    StatusWord.REFERENCED_DATA_NOT_FOUND,
-)
-"""How cards answer GENERAL AUTHENTICATE with an algorithm or a slot that they have no key for."""
 
 _NO_ROOM = "The card has no room for the certificate; have a shorter one issued."
 
@@ -118,7 +111,7 @@ class PivIssuer:
         The key proves by a signature that it is the right one: what is in the slot so far may be wrong.
         """
         key = self._key_of_leaf(chain)
-        refusals = dict.fromkeys(_NO_SUCH_KEY, _OTHER_KEY.format(slot=self._slot))
+        refusals = dict.fromkeys(NO_SUCH_KEY, _OTHER_KEY.format(slot=self._slot))
         with self._refusals(refusals):
             self._prove(key)
         with self._refusals({}):

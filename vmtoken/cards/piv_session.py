@@ -34,6 +34,13 @@ _STATE_LOST = frozenset(
 )
 """How a card that was reset answers: it has forgotten the PIN, or even the application."""
 
+NO_SUCH_KEY = (
+    StatusWord.WRONG_DATA,
+    StatusWord.INCORRECT_P1_P2,
+    StatusWord.REFERENCED_DATA_NOT_FOUND,
+)
+"""How cards answer GENERAL AUTHENTICATE with an algorithm or a slot that they have no key for."""
+
 
 class PivSession:
     """One PIV application on one connection.
