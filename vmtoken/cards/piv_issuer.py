@@ -41,6 +41,12 @@ _OTHER_KEY = (
 )
 
 
+_STALE = (
+    "The certificate in slot {slot} of the card belongs to another key; generate a key, or install the "
+    "certificate of the one that is there."
+)
+
+
 class PivIssuer:
     """A `TokenIssuer` for the key of one slot.
 
@@ -100,7 +106,7 @@ class PivIssuer:
     def certificate_request(self, subject: str, dns_names: Sequence[str] = ()) -> bytes:
         """PKCS#10, DER, signed by the card; `subject` as in RFC 4514."""
         key = self._known_key()
-        with self._refusals({}):
+        with self._refusals(dict.fromkeys(NO_SUCH_KEY, _STALE.format(slot=self._slot))):
             return certificate_request(
                 key.public_key_info, key.schemes, self._signer(key), subject, dns_names
             )
@@ -172,10 +178,7 @@ class PivIssuer:
         def sign(scheme: SignatureScheme, content: bytes) -> bytes:
             signature = self._card.sign(key, scheme, content)
             if not key.public.has_signed(scheme, signature, content):
-                raise Conflict(
-                    f"The certificate in slot {self._slot} of the card belongs to another key; generate a "
-                    "key, or install the certificate of the one that is there."
-                )
+                raise Conflict(_STALE.format(slot=self._slot))
             return signature
 
         return sign
@@ -196,6 +199,7 @@ class PivIssuer:
         return signed.public_bytes(Encoding.DER)
 
     def _put_certificate(self, certificate: bytes) -> None:
+        """An empty one deletes what is there."""
         value = encode_certificate(certificate) if certificate else b""
         commands.put_data(self._card.channel, self._slot.certificate_tag, value)
 

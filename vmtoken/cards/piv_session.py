@@ -37,6 +37,7 @@ _STATE_LOST = frozenset(
 NO_SUCH_KEY = (
     StatusWord.WRONG_DATA,
     StatusWord.INCORRECT_P1_P2,
+    StatusWord.FILE_NOT_FOUND,
     StatusWord.REFERENCED_DATA_NOT_FOUND,
 )
 """How cards answer GENERAL AUTHENTICATE with an algorithm or a slot that they have no key for."""
@@ -64,6 +65,7 @@ class PivSession:
         self._user_pin = user_pin
         self._pin_reserve = pin_reserve
         self._closed = False
+        self._certificates: dict[Slot, bytes | None] = {}
         with self.closed_on_error():
             self.template = self._select()
             self.serial = self._serial()
@@ -75,7 +77,7 @@ class PivSession:
 
     def certificate(self, slot: Slot) -> SlotCertificate | None:
         """What is in a slot's certificate object; None if nothing is."""
-        octets = commands.data(self.channel, slot.certificate_tag)
+        octets = self._certificates[slot] = commands.data(self.channel, slot.certificate_tag)
         certificate = objects.decode_certificate(octets) if octets else b""
         return SlotCertificate.of(slot, certificate) if certificate else None
 
@@ -143,10 +145,17 @@ class PivSession:
         A key that by the standard needs no PIN gets it too, if there is one: the card just refused it.
         """
         self._select()
-        if self._serial() != self.serial:
+        if not self._is_same_card():
             raise TokenUnavailable("There is another card in the reader now; put the first one back.")
         if slot.pin_policy is PinPolicy.ONCE or self._user_pin is not None:
             self._verify_pin(always=True)
+
+    def _is_same_card(self) -> bool:
+        """Known by its GUID; without one, by the certificates that were read of it."""
+        if self.serial or not self._certificates:
+            return self._serial() == self.serial
+        now = {slot: commands.data(self.channel, slot.certificate_tag) for slot in self._certificates}
+        return now == self._certificates
 
     def _verify_pin(self, *, always: bool = False) -> None:
         pins.verify_pin(self.channel, USER_PIN, self._user_pin, reserve=self._pin_reserve, always=always)

@@ -5,7 +5,7 @@ Applications that use another class octet for the same command say so with `cla`
 
 from __future__ import annotations
 
-from vmtoken.errors import PinBlocked, PinRejected
+from vmtoken.errors import InvalidRequest, PinBlocked, PinRejected
 from vmtoken.iso7816.apdu import MAX_SHORT_LE, CommandApdu
 from vmtoken.iso7816.channel import CardChannel
 from vmtoken.iso7816.status import StatusWord, StatusWordError
@@ -60,10 +60,10 @@ def reset_retry_counter(
 
 
 def pad_pin(pin: SecretBytes) -> bytes:
-    """A PIN as it goes over the wire: 8 octets, filled up with FF."""
+    """A PIN as it goes over the wire: 8 octets, filled up with FF. Raises `InvalidRequest`."""
     octets = pin.reveal()
     if not 0 < len(octets) <= PIN_LENGTH:
-        raise ValueError(f"a PIN has 1 to {PIN_LENGTH} octets")
+        raise InvalidRequest(f"The PIN of a card has 1 to {PIN_LENGTH} characters; give the right one.")
     return octets.ljust(PIN_LENGTH, b"\xff")
 
 

@@ -207,6 +207,29 @@ def test_another_card_is_not_given_the_pin(holder: PivHolder, tmp_path: Path) ->
     assert Instruction.VERIFY not in instructions(recording)
 
 
+def test_another_card_without_chuid_is_told_by_its_certificate(holder: PivHolder, tmp_path: Path) -> None:
+    other = personalised(piv_backend(tmp_path / "other"))
+    for backend in (holder.backend, other.backend):
+        without_object(backend, DataObject.CARD_HOLDER_UNIQUE_IDENTIFIER)
+    connection = Swapped(holder.connect())
+    recording = RecordingCard(connection)
+    card = PivCard(recording, SECRETS.pin)
+    connection.card.reset()
+    assert verifies(card)
+    connection.card = other.connect()
+    recording.exchanges.clear()
+    with pytest.raises(TokenUnavailable, match="another card"):
+        card.sign(card.schemes[0], CONTENT)
+    assert Instruction.VERIFY not in instructions(recording)
+
+
+def test_pin_that_no_card_takes_never_reaches_it(holder: PivHolder) -> None:
+    for pin in (b"", b"123456789"):
+        with pytest.raises(InvalidRequest, match="1 to 8"):
+            PivCard(holder.connect(), SecretBytes(pin))
+    assert tries_left(holder.backend) == 3
+
+
 def test_card_without_chuid_has_no_serial(holder: PivHolder) -> None:
     without_object(holder.backend, DataObject.CARD_HOLDER_UNIQUE_IDENTIFIER)
     card = holder.key()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes.card import ScriptedCard
-from vmtoken.errors import PinBlocked, PinRejected
+from vmtoken.errors import InvalidRequest, PinBlocked, PinRejected
 from vmtoken.iso7816 import commands
 from vmtoken.iso7816.channel import CardChannel
 from vmtoken.iso7816.status import StatusWordError
@@ -73,5 +73,5 @@ def test_change_and_unblock() -> None:
 
 @pytest.mark.parametrize("pin", [b"", b"123456789"])
 def test_pin_of_impossible_length_never_reaches_the_card(pin: bytes) -> None:
-    with pytest.raises(ValueError, match="1 to 8 octets"):
+    with pytest.raises(InvalidRequest, match="1 to 8 characters"):
         commands.verify(channel(""), 0x00, SecretBytes(pin))
