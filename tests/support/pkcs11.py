@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from dom0_broker.backends.base import Kept
 from dom0_broker.backends.pkcs11.backend import Pkcs11Backend
 from dom0_broker.backends.pkcs11.key import Pkcs11Key
+from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
 from dom0_broker.engine import EngineToken
 from tests.support.pki import Identity, KeyKind, Usage, pki, server_identity
 from vmtoken.cards.codes import KeyAlgorithm
@@ -29,6 +30,7 @@ LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 P11_KIT_PROXY = LIBRARIES / "p11-kit-proxy.so"
 OPENSC = LIBRARIES / "opensc-pkcs11.so"
+SPY = LIBRARIES / "pkcs11-spy.so"
 
 PIN, SO_PIN, WRONG_PIN = b"1234", b"567890", b"9999"
 LABEL = "lab one"
@@ -64,7 +66,7 @@ class Pkcs11Token:
         return backend
 
     def locator(self, name: str = "web01") -> str:
-        return f"token={self.label.replace(' ', '%20')};object={name}"
+        return str(Pkcs11Uri(token=self.label, object=name)).removeprefix("pkcs11:")
 
     def close(self) -> None:
         for backend in self.backends:
