@@ -7,7 +7,8 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,9 +19,15 @@ from dom0_broker.backends.base import Kept
 from dom0_broker.backends.pkcs11.backend import Pkcs11Backend
 from dom0_broker.backends.pkcs11.key import Pkcs11Key
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
+from dom0_broker.backends.software.vpcd import VirtualCard
 from dom0_broker.engine import EngineToken
+from tests.support.directories import short_directory
+from tests.support.pcscd import VirtualReader, pcscd
+from tests.support.piv import PIV, SECRETS, PivHolder, piv_holder
 from tests.support.pki import Identity, KeyKind, Usage, pki, server_identity
+from tests.support.processes import running
 from vmtoken.cards.codes import KeyAlgorithm
+from vmtoken.cards.piv_codes import Slot
 from vmtoken.csr import KeyElsewhere
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.codes import SignatureScheme
@@ -30,7 +37,14 @@ LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 P11_KIT_PROXY = LIBRARIES / "p11-kit-proxy.so"
 OPENSC = LIBRARIES / "opensc-pkcs11.so"
+TPM2 = LIBRARIES / "pkcs11/libtpm2_pkcs11.so"
 SPY = LIBRARIES / "pkcs11-spy.so"
+
+YUBIKEY_4_ATR = bytes.fromhex("3BF81300008131FE15597562696B657934D4")
+"""OpenSC takes a PIV card for one that does ECDSA only by its ATR; this is one that it knows."""
+
+_SEEN_WITHIN = 10.0
+"""Seconds from a card in a reader to a token in OpenSC, or from a daemon's start to its answer."""
 
 PIN, SO_PIN, WRONG_PIN = b"1234", b"567890", b"9999"
 LABEL = "lab one"
@@ -150,6 +164,114 @@ def softhsm_holder(kind: KeyKind, library: Path, directory: Path) -> Iterator[Pk
         yield personalised(token, kind)
 
 
+@dataclass(frozen=True)
+class FilledReader:
+    """A virtual reader with a card in it."""
+
+    reader: VirtualReader
+    card: VirtualCard
+
+
+@contextlib.contextmanager
+def opensc(directory: Path, *cards: PivHolder) -> Iterator[tuple[Pkcs11Token, list[FilledReader]]]:
+    """OpenSC with PIV cards in virtual readers."""
+    require(OPENSC)
+    with contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(pcscd(directory, readers=len(cards)))
+        filled = [
+            FilledReader(reader, stack.enter_context(reader.holding(card.connect(), YUBIKEY_4_ATR)))
+            for reader, card in zip(daemon.readers, cards, strict=True)
+        ]
+        environment = {**daemon.environment, "XDG_CACHE_HOME": str(directory)}
+        token = Pkcs11Token(OPENSC, pin=SECRETS.pin.reveal(), environment=environment)
+        stack.callback(token.close)
+        yield token, filled
+
+
+def opensc_locator(token: Pkcs11Token, identity: Identity) -> str:
+    """As 'vmtokenctl token discover' shows it; pcscd needs a moment to see the card."""
+
+    def uris() -> list[str]:
+        leaf = identity.chain_der[0]
+        return [found.uri for found in token.backend.discover() if found.certificate == leaf]
+
+    _wait_for(lambda: bool(uris()))
+    return uris()[0].removeprefix("pkcs11:")
+
+
+@contextlib.contextmanager
+def opensc_holder(kind: KeyKind, slot: Slot, directory: Path) -> Iterator[Pkcs11Holder]:
+    """For the contract suites."""
+    with (
+        piv_holder(kind, slot, PIV, directory / "elements") as card,
+        opensc(directory, card) as (token, _),
+    ):
+        yield Pkcs11Holder(token, card.identity, opensc_locator(token, card.identity))
+
+
+@contextlib.contextmanager
+def tpm(directory: Path) -> Iterator[Pkcs11Token]:
+    """A TPM 2.0 in software (swtpm) behind a resource manager of its own (tpm2-abrmd) and tpm2-pkcs11.
+
+    A TPM has room for three keys at a time; without a resource manager tpm2-pkcs11 runs out of it.
+    """
+    require(TPM2)
+    (directory / "state").mkdir()
+    (directory / "store").mkdir()
+    sockets = short_directory()
+    bus = f"unix:path={sockets}/bus"
+    environment = {
+        "DBUS_SESSION_BUS_ADDRESS": bus,
+        "TPM2TOOLS_TCTI": "tabrmd:bus_type=session",
+        "TPM2_PKCS11_TCTI": "tabrmd:bus_type=session",
+        "TPM2_PKCS11_STORE": str(directory / "store"),
+        "TPM2_PKCS11_LOG_LEVEL": "0",
+    }
+    with (
+        running(_swtpm(directory / "state", sockets), directory / "swtpm.log"),
+        running(_bus(bus), directory / "dbus.log"),
+        running(_resource_manager(sockets), directory / "abrmd.log", environment=environment),
+    ):
+        token = Pkcs11Token(TPM2, "tpm", environment=environment)
+        _wait_for(lambda: "ERROR" not in token.tool("tpm2_getrandom", "--hex", "4", check=False))
+        token.tool("tpm2_ptool", "init")
+        pins = ("--userpin", PIN.decode(), "--sopin", SO_PIN.decode())
+        token.tool("tpm2_ptool", "addtoken", "--pid=1", f"--label={token.label}", *pins)
+        try:
+            yield token
+        finally:
+            token.close()
+
+
+def _swtpm(state: Path, sockets: Path) -> list[str]:
+    served = ["--server", f"type=unixio,path={sockets}/tpm", "--ctrl", f"type=unixio,path={sockets}/tpm.ctrl"]
+    flags = ["--flags", "not-need-init,startup-clear"]
+    return [tool("swtpm"), "socket", "--tpm2", "--tpmstate", f"dir={state}", *served, *flags]
+
+
+def _bus(address: str) -> list[str]:
+    return [tool("dbus-daemon"), "--session", "--nofork", "--nopidfile", f"--address={address}"]
+
+
+def _resource_manager(sockets: Path) -> list[str]:
+    as_root = ["--allow-root"] if os.geteuid() == 0 else []
+    return [tool("tpm2-abrmd"), "--session", f"--tcti=swtpm:path={sockets}/tpm", *as_root]
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SEEN_WITHIN
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def tpm_holder(kind: KeyKind, directory: Path) -> Iterator[Pkcs11Holder]:
+    """For the contract suites."""
+    with tpm(directory) as token:
+        yield personalised(token, kind)
+
+
 def require(*paths: Path) -> None:
     """Libraries that the test needs."""
     missing = [str(path) for path in paths if not path.exists()]
@@ -159,7 +281,7 @@ def require(*paths: Path) -> None:
 
 def tool(name: str) -> str:
     """A program that the test needs."""
-    found = shutil.which(name)
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
         _lacks(name)
     assert found is not None

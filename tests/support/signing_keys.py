@@ -17,7 +17,7 @@ from typing import Protocol
 from dom0_broker.backends.software.element import Applications, ElementOptions
 from tests.fakes.signing_key import SoftwareKey
 from tests.support.piv import piv_holder
-from tests.support.pkcs11 import P11_KIT_PROXY, SOFTHSM, softhsm_holder
+from tests.support.pkcs11 import P11_KIT_PROXY, SOFTHSM, opensc_holder, softhsm_holder, tpm_holder
 from tests.support.pki import Identity, KeyKind, client_identity
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.tls.codes import SignatureScheme
@@ -86,6 +86,14 @@ def _pkcs11(name: str, kind: KeyKind, library: Path) -> SigningKeyKind:
     return SigningKeyKind(f"{name}, {kind}", functools.partial(softhsm_holder, kind, library))
 
 
+def _opensc(kind: KeyKind, slot: Slot) -> SigningKeyKind:
+    return SigningKeyKind(f"OpenSC, PIV slot {slot}, {kind}", functools.partial(opensc_holder, kind, slot))
+
+
+def _tpm(kind: KeyKind) -> SigningKeyKind:
+    return SigningKeyKind(f"TPM 2.0, {kind}", functools.partial(tpm_holder, kind))
+
+
 SIGNING_KEYS = (
     _in_memory(KeyKind.ECDSA_P256),
     _in_memory(KeyKind.ECDSA_P384),
@@ -100,4 +108,8 @@ SIGNING_KEYS = (
     _pkcs11("SoftHSM", KeyKind.RSA_2048, SOFTHSM),
     _pkcs11("SoftHSM", KeyKind.ED25519, SOFTHSM),
     _pkcs11("SoftHSM through p11-kit-proxy", KeyKind.ECDSA_P256, P11_KIT_PROXY),
+    _opensc(KeyKind.ECDSA_P256, Slot.AUTHENTICATION),
+    _opensc(KeyKind.RSA_2048, Slot.SIGNATURE),
+    _tpm(KeyKind.ECDSA_P256),
+    _tpm(KeyKind.RSA_2048),
 )
