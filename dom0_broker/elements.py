@@ -120,10 +120,12 @@ class Elements:
         return TokenRecord(name, uri)
 
     def _settle(self, record: TokenRecord) -> None:
-        """If it is not known which PIN the token has, find out before there is one more."""
+        """If it is not known which PIN the token has, find out before there is one more. Errors as `open`."""
+        backend, locator = self._backend(record.uri)
         if not self._pins.is_settled(record.name):
             with contextlib.suppress(VmTokenError):
                 self.open(record).close()
+        self._pins.settle(record.name, lambda: backend.pin_state(locator))
 
     def _try(self, record: TokenRecord, role: PinRole) -> None:
         if role is PinRole.OPERATOR:

@@ -48,8 +48,8 @@ Report = Callable[[str, Mapping[str, str | int | bool | None]], None]
 ReadPins = Callable[[], PinState]
 """Asks a token for its retry counters, which spends no try."""
 
-_MOST_REFUSED: Final = 16
-"""Digests of refused PINs kept for a token: more than cards have tries."""
+_MOST_REFUSED: Final = 256
+"""Digests of refused PINs kept for each PIN of a token: more than anybody gives while it stays the same."""
 
 _LONGEST_CODE: Final = 8
 """Octets of an operator PIN that also unblocks; the management key of a PIV card is longer, and does not."""
@@ -62,8 +62,6 @@ class _Candidate:
     pin: SecretBytes
     which: Presented
     tries: int | None
-    taking: bool = False
-    """Whether it is presented for the token to take the pending one in its place."""
 
 
 class PinKeeper:
@@ -113,7 +111,7 @@ class PinKeeper:
         """
         given = self._given(token, roles, read)
         if taking is not None:
-            given[roles[0]] = replace(given[roles[0]], taking=True)
+            given[roles[0]] = replace(given[roles[0]], which=Presented.EXCHANGED)
         for role, candidate in given.items():
             self._mark(token, role, candidate, taking)
         try:
@@ -166,22 +164,26 @@ class PinKeeper:
     def withdraw(self, token: str, role: PinRole, earlier: PinRecord) -> None:
         """Forget a proposed PIN, unless the token has seen it and the answer was lost."""
         record = self.record(token, role)
-        if record.presented is None:
+        if record.presented is not Presented.PENDING:
             self._put(token, role, replace(record, pending=earlier.pending))
 
     def is_settled(self, token: str) -> bool:
-        """Whether the user PIN in use is the token's, as far as can be known."""
+        """Whether there is no doubt which user PIN is the token's."""
         return self.record(token, PinRole.USER).pending is None
 
+    def settle(self, token: str, read: ReadPins) -> None:
+        """Find out what became of PINs whose answer was lost, before others are given. Raises as `read`."""
+        self.told(token, state := read())
+        for role in PinRole:
+            self._settle(token, role, _tries(state, role))
+
     def use_source(self, token: str, role: PinRole, source: Path) -> None:
-        """Take the PIN from a file from now on; one that is kept is wiped. Raises as `read_pin_source`."""
+        """Take the PIN from a file from now on; the one in use is wiped. Raises as `read_pin_source`."""
         if not source.is_absolute():
             raise InvalidRequest(f"The PIN source {source} is not an absolute path; give one.")
         read_pin_source(source)
-        earlier = self.record(token, role)
-        known = (earlier.tries_left, earlier.tries, earlier.told_at)
-        fresh = PinRecord(source=str(source), refused=earlier.refused)
-        self._must_put(token, role, replace(fresh, tries_left=known[0], tries=known[1], told_at=known[2]))
+        record = replace(self.record(token, role), sealed=None, accepted=False, rejected=False)
+        self._must_put(token, role, replace(record, source=str(source)))
 
     def change(
         self, token: str, new: SecretBytes, read: ReadPins, call: Callable[[SecretBytes, SecretBytes], None]
@@ -296,7 +298,7 @@ class PinKeeper:
             lost = tries < record.tries_before
         else:  # nothing tells: a PIN that never worked is not worth another try
             alone = record.presented is Presented.PENDING and record.sealed is None
-            lost = not record.accepted and (alone or record.pending is None)
+            lost = not record.accepted and (alone or record.presented is Presented.CURRENT)
         if lost:
             self._wipe(token, role, record.presented, tries)
         else:
@@ -326,22 +328,26 @@ class PinKeeper:
     def _by_hand(self, token: str, code: SecretBytes, read: ReadPins) -> Iterator[None]:
         """A code that the operator gave; it is not kept, only its digest if it is refused."""
         role = PinRole.OPERATOR
+        self.told(token, state := read())
+        tries = state.operator_tries_left
+        self._settle(token, role, tries)
         record = self.record(token, role)
         if self._digest(token, role, code) in record.refused:
             raise _refused_code(token, record.tries_left)
-        self.told(token, state := read())
-        tries = state.operator_tries_left
         if tries is not None and tries <= self._reserve:
             raise _too_few(token, role, tries)
+        self._mark(token, role, candidate := _Candidate(code, Presented.BY_HAND, tries), None)
         try:
             yield
         except PinRejected as error:
-            record = replace(self.record(token, role), refused=self._with_digest(token, role, code))
-            if tries is not None:
-                record = replace(record, tries_left=error.retries_left)
-            self._put(token, role, record)
-            self._announce(token, role, error.retries_left)
+            self._wipe(token, role, Presented.BY_HAND, None if tries is None else error.retries_left)
             raise _refused_code(token, error.retries_left) from error
+        except TokenUnavailable:
+            raise
+        except VmTokenError:
+            self._unmark(token, role, candidate)
+            raise
+        self._unmark(token, role, candidate)
 
     def _check_settled(self, token: str) -> None:
         if not self.is_settled(token):
@@ -355,7 +361,7 @@ class PinKeeper:
     def _mark(self, token: str, role: PinRole, candidate: _Candidate, taking: SecretBytes | None) -> None:
         """Before the token sees it: until there is an answer, the last digest is that of a PIN in doubt."""
         record = self.record(token, role)
-        if candidate.taking and taking is not None:
+        if candidate.which is Presented.EXCHANGED and taking is not None:
             record = replace(record, pending=self._seal(token, role, taking))
         marked = replace(
             record,
@@ -368,12 +374,16 @@ class PinKeeper:
     def _unmark(self, token: str, role: PinRole, candidate: _Candidate) -> None:
         """The token's answer was about something else."""
         record = _unmarked(self.record(token, role))
-        self._put(token, role, replace(record, pending=None) if candidate.taking else record)
+        exchanged = candidate.which is Presented.EXCHANGED
+        self._put(token, role, replace(record, pending=None) if exchanged else record)
 
     def _accepted(self, token: str, role: PinRole, candidate: _Candidate, *, for_certain: bool) -> None:
         record = _unmarked(self.record(token, role))
-        if candidate.taking or (for_certain and candidate.which is Presented.PENDING):
-            self._taken(token, role, refused=() if candidate.taking else record.refused)
+        if candidate.which is Presented.EXCHANGED:
+            self._taken(token, role, refused=())
+            return
+        if candidate.which is Presented.PENDING and for_certain:
+            self._taken(token, role, refused=record.refused)
             return
         if for_certain:
             left = record.tries if candidate.tries is not None else record.tries_left
@@ -441,13 +451,16 @@ class PinKeeper:
         record = self.record(token, role)
         if pin is not None:
             record = replace(record, refused=self._with_digest(token, role, pin))
-        if which is Presented.CURRENT:
-            record = replace(record, sealed=None, accepted=False, rejected=not record.source)
-        elif record.sealed is None and not record.source:
-            record = replace(record, rejected=True)
+        if which in (Presented.PENDING, Presented.EXCHANGED):
+            record = replace(record, pending=None)
+        if which in (Presented.CURRENT, Presented.EXCHANGED):
+            record = replace(record, sealed=None, accepted=False)
+        kept = record.sealed is not None or record.pending is not None or record.source
+        if which is not Presented.BY_HAND:
+            record = replace(record, rejected=not kept)
         if tries_left is not None:
             record = replace(record, tries_left=tries_left, told_at=self._clock.now().timestamp())
-        self._put(token, role, replace(record, pending=None, presented=None, tries_before=None))
+        self._put(token, role, replace(record, presented=None, tries_before=None))
         self._announce(token, role, tries_left)
 
     def _told(self, token: str, role: PinRole, left: int | None, tries: int | None) -> None:

@@ -140,7 +140,16 @@ class Presented(enum.StrEnum):
     """Which PIN a token was given, as long as its answer is not known."""
 
     CURRENT = "current"
+    """The one in use."""
+
     PENDING = "pending"
+    """The pending one, to see whether it is right."""
+
+    EXCHANGED = "exchanged"
+    """The one in use, so that the token takes the pending one in its place."""
+
+    BY_HAND = "by-hand"
+    """One that is not kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Host:
             return self.card.open_issuer(pins[OPERATOR])
 
     def set(self, pin: SecretBytes, *, again: bool = False) -> None:
+        self.keeper.settle("web", self.card.read)
         self.keeper.propose("web", USER, pin, again=again)
         with self.keeper.presenting("web", (USER,), self.card.read) as pins:
             self.card.open(pins[USER])
@@ -304,6 +305,27 @@ def test_code_given_by_hand_is_tried_once_and_not_kept(host: Host) -> None:
     host.unblock(SecretBytes(b"87654321"))
     assert host.open() == "open"
     assert host.kept(OPERATOR) is None
+
+
+@pytest.mark.parametrize("lost", ["before", "after"])
+def test_code_whose_answer_was_lost_is_settled_by_the_counter(host: Host, lost: str) -> None:
+    host.add(operator=SecretBytes(b"87654321"))
+    host.issue()
+    setattr(host.card, lost, once(PowerCut()))
+    fails(lambda: host.unblock(WRONG), PowerCut, times=1)
+    host.start()
+    fails(lambda: host.unblock(WRONG), PinRejected)
+    assert host.card.attempts.count(b"9999") == 1
+    assert host.issue() == "open"  # what is kept was not what was refused
+
+
+def test_right_pin_is_not_lost_while_the_earlier_one_is_in_doubt(host: Host) -> None:
+    host.add(user=WRONG)
+    host.card.after = once(pulled())
+    fails(host.open, TokenUnavailable, times=1)
+    host.set(RIGHT)
+    assert host.open() == "open"
+    assert host.card.attempts.count(b"9999") == 1
 
 
 def test_management_key_is_not_taken_for_a_code(host: Host) -> None:
