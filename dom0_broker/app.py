@@ -7,6 +7,7 @@ import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_addre
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.elements import Elements
 from dom0_broker.enrolment import EnrolmentCa
+from dom0_broker.expiry import ExpiryWatch
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Inventory, TokenState
 from dom0_broker.listeners import AdminLink, Links, make_runtime_directories
@@ -37,6 +39,7 @@ from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.pins import PinKeeper
 from dom0_broker.policy import Policy, PolicyError, read_policy, read_policy_or_deny
 from dom0_broker.pool import Probes
+from dom0_broker.retirement import TokenRetirement
 from dom0_broker.safe import Safe
 from dom0_broker.services.admin_service import AdminService, BrokerControl
 from dom0_broker.sessions import Sessions
@@ -95,6 +98,8 @@ class App:
         self._desk = self._new_desk(elements)
         self._observer = Observer(self._desk, self._pins, self._started)
         self._probes = Probes(self._desk.inventory, self._clock)
+        ahead = timedelta(days=config.certificates.warn_days)
+        self._expiry = ExpiryWatch(self._desk.inventory, self._clock, ahead)
         self._broker = Broker(self._desk)
         self._ca = EnrolmentCa.of(self._store, safe, self._started)
         self.links = Links(self._broker, config)
@@ -192,14 +197,16 @@ class App:
             reload=self.reload,
             tcp_address=lambda: self.links.tcp_address,
             snapshot=self._observer.snapshot,
+            expiries=self._expiry.of,
         )
         one_at_a_time = asyncio.Lock()
         self.administration = vms = VmAdministration(
             self._store, self._desk, self.links, self._ca, one_at_a_time
         )
         tokens = TokenAdministration(self._store, self._desk, elements, self._pins, one_at_a_time)
+        retirement = TokenRetirement(self._store, self._desk, elements, self._pins, one_at_a_time)
         pins = PinAdministration(self._desk, elements, self._pins, one_at_a_time)
-        return AdminService(self._desk, vms, tokens, pins, control)
+        return AdminService(self._desk, vms, tokens, retirement, pins, control)
 
     def _report(self, event: str, fields: Fields) -> None:
         """What happened to a PIN has happened, recorded or not. Called in the threads of tokens."""
@@ -237,6 +244,7 @@ class App:
             await asyncio.sleep(interval)
             notify("WATCHDOG=1")
             self._probes.look()
+            self._expiry.look()
             await self.show_health()
             try:
                 await asyncio.to_thread(self._write_audit)

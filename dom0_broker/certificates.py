@@ -58,6 +58,35 @@ def check_chain(chain: Sequence[bytes], now: datetime) -> list[str]:
     return [*_date_warnings(certificates, now)]
 
 
+def is_valid(leaf: bytes, now: datetime) -> bool:
+    """Whether a certificate, DER, is within its dates; False too for one that cannot be read."""
+    try:
+        certificate = x509.load_der_x509_certificate(leaf)
+    except ValueError:
+        return False
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def names_to_renew(leaf: bytes) -> tuple[str, tuple[str, ...]]:
+    """Subject as in RFC 4514, and DNS names: what a request for the same identity asks for.
+
+    Raises `Conflict` when a token cannot ask for all of it; only subject and DNS names go into its requests.
+    """
+    ours = identity_of(leaf)
+    subject = ours.subject.rfc4514_string()
+    dns_names = [name.value for name in ours.alternative_names if isinstance(name, x509.DNSName)]
+    try:
+        again = x509.Name.from_rfc4514_string(subject)
+    except ValueError:
+        again = None
+    if again != ours.subject or len(dns_names) < len(ours.alternative_names):
+        raise Conflict(
+            f"The certificate of {ours} has names that a token cannot ask for again; have the CA issue the "
+            "next one from a request of 'vmtokenctl token csr'."
+        )
+    return subject, tuple(sorted(dns_names))
+
+
 @dataclass(frozen=True, slots=True)
 class Expiry:
     """A certificate that ends soon, or has ended."""

@@ -122,6 +122,13 @@ class Pkcs11Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A module that does not answer one call for so long hangs, and is loaded anew."""
 
 
+class CertificatesConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[certificates]`: those of tokens, and the trust anchors that were installed."""
+
+    warn_days: Annotated[int, Meta(ge=0, le=3650)] = 30
+    """So many days before one ends there is a warning a day in the log, and one in every status."""
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[limits]`: numbers that keep one VM, or one card, from taking everything."""
 
@@ -171,6 +178,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     pcsc: tuple[PcscConfig, ...] = (PcscConfig(),)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     pkcs11: Pkcs11Config = field(default_factory=Pkcs11Config)
+    certificates: CertificatesConfig = field(default_factory=CertificatesConfig)
     limits: Limits = field(default_factory=Limits)
 
     @property

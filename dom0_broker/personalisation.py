@@ -6,6 +6,7 @@ Work on a card runs in the token's own thread, between two handshakes. Every cha
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -13,14 +14,16 @@ from typing import TypeVar
 from dom0_broker.administration import recorded
 from dom0_broker.audit import Fields
 from dom0_broker.backends.base import Kept, TokenIssuer
+from dom0_broker.certificates import check_chain, is_valid, names_to_renew
 from dom0_broker.domains import checked_name
 from dom0_broker.elements import Elements, random_pins
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token
 from dom0_broker.pins import PinKeeper
+from dom0_broker.pool import check_replacement
 from dom0_broker.store import PinRole, Store, TokenRecord
 from vmtoken.cards.codes import KeyAlgorithm
-from vmtoken.errors import AlreadyExists, Conflict
+from vmtoken.errors import AlreadyExists, Conflict, TokenNotReady
 from vmtoken.secret import SecretBytes
 
 __all__ = ["KeyAlgorithm", "TokenAdministration"]
@@ -49,7 +52,34 @@ class TokenAdministration:
             await asyncio.to_thread(self._make, record)
             token = self._desk.inventory.put_token(record)
             await self._record("token-created", token, {"uri": uri, "algorithm": algorithm.name})
-        return uri, await self._issue(token, lambda issuer: issuer.generate_key(algorithm))
+        return uri, await self._with_key(token, algorithm, destroy=True)
+
+    async def create_in(
+        self,
+        name: str,
+        uri: str,
+        algorithm: KeyAlgorithm,
+        user_pin: SecretBytes | None,
+        operator_pin: SecretBytes | None,
+    ) -> bytes:
+        """As `create`, in a card that exists and holds no certificate. Errors as `add`, and `Conflict`."""
+        token = await self.add(name, uri, user_pin, operator_pin)
+        return await self._with_key(token, algorithm, destroy=False)
+
+    async def generate_key(self, name: str, algorithm: KeyAlgorithm, *, replace_key: bool) -> bytes:
+        """A key pair made inside a token; its SubjectPublicKeyInfo, DER. The earlier certificate is gone.
+
+        Raises `Conflict` when there is a certificate and the key is not to be replaced, or the token cannot.
+        """
+        token = self._desk.inventory.token(name)
+        if not replace_key and (await self._opened(token)).leaf:
+            raise Conflict(
+                f"Token '{name}' has a certificate, which is of no use with another key; "
+                "'vmtokenctl token renew --new-key' replaces both."
+            )
+        public_key = await self._issue(token, lambda issuer: issuer.generate_key(algorithm))
+        await self._key_replaced(token, algorithm)
+        return public_key
 
     async def add(
         self, name: str, uri: str, user_pin: SecretBytes | None, operator_pin: SecretBytes | None
@@ -87,10 +117,36 @@ class TokenAdministration:
         names = tuple(dns_names)
         return await self._issue(token, lambda issuer: issuer.certificate_request(subject, names))
 
-    async def install_certificate(self, name: str, chain: Sequence[bytes]) -> None:
-        """Store a chain, leaf first. Raises `Conflict` when it does not match the key."""
+    async def renewal_request(self, name: str, new_key: KeyAlgorithm | None) -> bytes:
+        """As `certificate_request`, with the names of the present certificate, for its key or a new one.
+
+        With a new key the token has no certificate until the next one is installed. Raises `Conflict` without
+        a certificate, or when its names cannot be asked for again.
+        """
         token = self._desk.inventory.token(name)
-        certificates = tuple(chain)
+        leaf = (await self._opened(token)).leaf
+        if not leaf:
+            raise Conflict(f"Token '{name}' has no certificate to renew; use 'vmtokenctl token enroll'.")
+        subject, names = names_to_renew(leaf)
+
+        if new_key is not None:
+            await self.generate_key(name, new_key, replace_key=True)
+        return await self._issue(token, lambda issuer: issuer.certificate_request(subject, names))
+
+    async def install_certificate(self, name: str, chain: Sequence[bytes]) -> list[str]:
+        """Store a chain, leaf first, for the next handshake on; what the operator should know of it.
+
+        Raises `Conflict`, and the earlier one stays, when it does not match the key, no server would take it,
+        or it does not fit a pool. Handshakes under way go on; sessions made before are not resumed.
+        """
+        token = self._desk.inventory.token(name)
+        certificates, now = tuple(chain), self._desk.clock.now()
+        warnings = check_chain(certificates, now)
+        leaf = certificates[0]
+        await token.state()
+        if token.leaf and is_valid(token.leaf, now) and not is_valid(leaf, now):
+            raise Conflict(f"{warnings[0]} The present certificate stays until then; install it later.")
+        check_replacement(self._desk.inventory, token, leaf)
 
         def install(issuer: TokenIssuer) -> bool:
             issuer.install_certificate_chain(certificates)
@@ -98,8 +154,13 @@ class TokenAdministration:
 
         if not await self._issue(token, install):
             await self._keep(token, replace(token.record.kept, chain=certificates))
+            await token.alone(lambda: None)
         self._desk.sessions.forget_token(name)
-        await self._record("certificate-installed", token, {"certificates": len(certificates)})
+        digest = hashlib.sha256(leaf).hexdigest()
+        fields: Fields = {"certificates": len(certificates), "leaf_sha256": digest}
+        await self._record("certificate-installed", token, fields)
+        await token.state()
+        return warnings
 
     async def install_trust(self, name: str, anchors: Sequence[bytes]) -> None:
         """Store trust anchors; sessions made with the earlier ones are not resumed."""
@@ -110,10 +171,35 @@ class TokenAdministration:
             issuer.install_trust_anchors(certificates)
             return issuer.keeps_certificates
 
-        if not await self._issue(token, install):
-            await self._keep(token, replace(token.record.kept, anchors=certificates))
+        token_keeps = await self._issue(token, install)
+        await self._keep(token, replace(token.record.kept, anchors=certificates))
+        if not token_keeps:
+            await token.alone(lambda: None)
         self._desk.sessions.forget_token(name)
         await self._record("trust-installed", token, {"anchors": len(certificates)})
+        await token.state()
+
+    async def _with_key(self, token: Token, algorithm: KeyAlgorithm, *, destroy: bool) -> bytes:
+        """The first key of a token; one that cannot have it is not left behind half made."""
+        try:
+            return await self.generate_key(token.name, algorithm, replace_key=False)
+        except BaseException:
+            await self.remove(token.name, destroy=destroy)
+            raise
+
+    async def _key_replaced(self, token: Token, algorithm: KeyAlgorithm) -> None:
+        if token.record.kept.chain:
+            await self._keep(token, replace(token.record.kept, chain=()))
+            await token.alone(lambda: None)
+        self._desk.sessions.forget_token(token.name)
+        await self._record("key-generated", token, {"algorithm": algorithm.name})
+
+    async def _opened(self, token: Token) -> Token:
+        """A token after a try to open it, so that it shows what it holds. Raises why it cannot be opened."""
+        problem = (await token.state()).problem
+        if token.leaf is None and problem is not None and not isinstance(problem, TokenNotReady):
+            raise problem
+        return token
 
     def _make(self, record: TokenRecord) -> None:
         """PINs first: killed in between, there is a token without an element, and never the reverse."""
@@ -136,10 +222,9 @@ class TokenAdministration:
         self._pins.forget(record.name)
 
     async def _keep(self, token: Token, kept: Kept) -> None:
-        """What the token cannot keep itself; it is opened anew with it."""
+        """What the token cannot keep itself, or not show: it is given back when the token is opened anew."""
         await asyncio.to_thread(self._store.keep_certificates, token.name, kept)
         token.record = replace(token.record, kept=kept)
-        await token.alone(lambda: None)
 
     async def _issue(self, token: Token, work: Callable[[TokenIssuer], Result]) -> Result:
         """Personalise a card while nobody else has it."""

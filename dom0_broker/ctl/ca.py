@@ -58,19 +58,24 @@ def add_days(parser: argparse.ArgumentParser, default: int, most: int, what: str
     parser.add_argument(
         "--days",
         type=_days(most),
-        default=timedelta(days=default),
+        default=days(default),
         metavar="N",
         help=f"days {what}, {most} at most (default: {default})",
     )
 
 
+def days(number: int) -> timedelta:
+    """So many."""
+    return timedelta(days=number)
+
+
 def _days(most: int) -> Callable[[str], timedelta]:
-    def days(text: str) -> timedelta:
+    def parsed(text: str) -> timedelta:
         if not (text.isdecimal() and 1 <= int(text) <= most):
             raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 1 to {most}")
-        return timedelta(days=int(text))
+        return days(int(text))
 
-    return days
+    return parsed
 
 
 def revoked(directory: Path, serial: int, reason: str, validity: timedelta) -> Issued:

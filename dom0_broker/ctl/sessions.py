@@ -11,6 +11,7 @@ from dom0_broker.audit import verify
 from dom0_broker.ctl.connection import admin, config_of
 from dom0_broker.ctl.files import read_certificates
 from dom0_broker.ctl.output import Row, moment, say, show_facts, show_rows
+from dom0_broker.ctl.tokens.listing import warnings
 from dom0_broker.ctl.tokens.pin_states import alarms
 from vmtoken.rpc.convert import assurance_from_pb
 from vmtoken.v1 import admin_service_pb2 as pb
@@ -55,6 +56,7 @@ async def _status(arguments: argparse.Namespace) -> None:
         "vms": status.vms,
         "tokens": [f"{each.name} ({'ready' if each.ready else 'not ready'})" for each in status.tokens],
         "pin_alarms": [alarm for each in status.tokens for alarm in alarms(each)],
+        "warnings": warnings(status.tokens),
         "policy": status.policy_error or f"{status.policy_rules} rules",
         "tcp": status.tcp_address,
         "audit_log": status.audit_path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -14,15 +14,17 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from dom0_broker.administration import VmAdministration
+from dom0_broker.certificates import Expiry
 from dom0_broker.handshake import Desk
-from dom0_broker.inventory import Token, TokenState
+from dom0_broker.inventory import Token, TokenState, TokenUse
 from dom0_broker.metrics import Snapshot, exposition
 from dom0_broker.personalisation import KeyAlgorithm, TokenAdministration
 from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.policy import Outcome, Policy, PolicyError
+from dom0_broker.retirement import TokenRetirement
 from dom0_broker.services.pins import convert_pins
 from dom0_broker.sessions import Summary
-from dom0_broker.store import PinRole, VmRecord
+from dom0_broker.store import PinRole, RetiredToken, VmRecord
 from vmtoken.errors import InvalidRequest
 from vmtoken.rpc import convert
 from vmtoken.secret import SecretBytes
@@ -61,6 +63,7 @@ class BrokerControl:
     reload: Callable[[], Awaitable[tuple[Policy, list[str]]]]
     tcp_address: Callable[[], str]
     snapshot: Callable[[], Snapshot]
+    expiries: Callable[[Token], Sequence[Expiry]]
 
 
 class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
@@ -71,12 +74,14 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         desk: Desk,
         vms: VmAdministration,
         tokens: TokenAdministration,
+        retirement: TokenRetirement,
         pins: PinAdministration,
         control: BrokerControl,
     ) -> None:
         self._desk = desk
         self._vms = vms
         self._tokens = tokens
+        self._retirement = retirement
         self._pins = pins
         self._control = control
 
@@ -143,13 +148,34 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
     async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:
         """Make a new token."""
-        algorithm = _ALGORITHMS.get(request.algorithm)
-        if algorithm is None:
-            raise InvalidRequest(
-                "This broker does not know that algorithm; use the vmtokenctl of its version."
-            )
-        uri, public_key = await self._tokens.create(request.name, request.uri, algorithm)
-        return pb.CreateTokenResponse(public_key=public_key, uri=uri)
+        algorithm = _algorithm(request.algorithm)
+        if request.existing:
+            user, operator = _pin(request.user_pin), _pin(request.operator_pin)
+            key = await self._tokens.create_in(request.name, request.uri, algorithm, user, operator)
+            return pb.CreateTokenResponse(public_key=key, uri=request.uri)
+        uri, key = await self._tokens.create(request.name, request.uri, algorithm)
+        return pb.CreateTokenResponse(public_key=key, uri=uri)
+
+    async def GenerateKey(self, request: pb.GenerateKeyRequest, context: Context) -> pb.GenerateKeyResponse:
+        """Make a key pair inside a token."""
+        algorithm = _algorithm(request.algorithm)
+        key = await self._tokens.generate_key(request.name, algorithm, replace_key=request.replace)
+        return pb.GenerateKeyResponse(public_key=key)
+
+    async def RetireToken(self, request: pb.RetireTokenRequest, context: Context) -> pb.RetireTokenResponse:
+        """End a token's life."""
+        done = await self._retirement.retire(
+            request.name, unbind=request.unbind, despite_key=request.despite_key
+        )
+        because = done.key_stays_because
+        return pb.RetireTokenResponse(token=_retired(done.record), vms=done.vms, key_stays_because=because)
+
+    async def ListRetiredTokens(
+        self, request: pb.ListRetiredTokensRequest, context: Context
+    ) -> pb.ListRetiredTokensResponse:
+        """Tokens that have been."""
+        records = await asyncio.to_thread(self._retirement.retired)
+        return pb.ListRetiredTokensResponse(tokens=map(_retired, records))
 
     async def AddToken(self, request: pb.AddTokenRequest, context: Context) -> pb.AddTokenResponse:
         """Make an existing token known."""
@@ -174,15 +200,19 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         self, request: pb.CreateCertificateRequestRequest, context: Context
     ) -> pb.CreateCertificateRequestResponse:
         """A PKCS#10 request, signed inside the token."""
-        csr = await self._tokens.certificate_request(request.name, request.subject, request.dns_names)
+        if request.renewal:
+            new_key = _algorithm(request.algorithm) if request.new_key else None
+            csr = await self._tokens.renewal_request(request.name, new_key)
+        else:
+            csr = await self._tokens.certificate_request(request.name, request.subject, request.dns_names)
         return pb.CreateCertificateRequestResponse(certificate_request=csr)
 
     async def InstallCertificate(
         self, request: pb.InstallCertificateRequest, context: Context
     ) -> pb.InstallCertificateResponse:
         """Store the certificate chain."""
-        await self._tokens.install_certificate(request.name, request.certificates)
-        return pb.InstallCertificateResponse()
+        warnings = await self._tokens.install_certificate(request.name, request.certificates)
+        return pb.InstallCertificateResponse(warnings=warnings)
 
     async def InstallTrust(
         self, request: pb.InstallTrustRequest, context: Context
@@ -255,6 +285,9 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
             completed=token.completed,
             failed=token.failed,
             pins=convert_pins(self._pins.states(token.name)),
+            trust_anchors=token.record.kept.anchors,
+            uses=map(_use, self._desk.inventory.uses_of(token.name)),
+            warnings=map(str, self._control.expiries(token)),
         )
         if state.problem is not None:
             status.not_ready.CopyFrom(convert.error_to_pb(state.problem))
@@ -281,6 +314,28 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
 
 def _pin(octets: bytes) -> SecretBytes | None:
     return SecretBytes(octets) if octets else None
+
+
+def _algorithm(algorithm: pb.KeyAlgorithm.ValueType) -> KeyAlgorithm:
+    known = _ALGORITHMS.get(algorithm)
+    if known is None:
+        raise InvalidRequest("This broker does not know that algorithm; use the vmtokenctl of its version.")
+    return known
+
+
+def _use(use: TokenUse) -> pb.TokenUse:
+    return pb.TokenUse(vm=use.vm, name=use.name, pool=[token.name for token in use.tokens])
+
+
+def _retired(record: RetiredToken) -> pb.RetiredToken:
+    return pb.RetiredToken(
+        name=record.name,
+        uri=record.uri,
+        serial=record.serial,
+        certificate=record.certificate,
+        key_destroyed=record.key_destroyed,
+        retired=_timestamp(record.retired),
+    )
 
 
 def _role(role: pb.PinRole.ValueType) -> PinRole:

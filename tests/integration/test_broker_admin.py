@@ -317,6 +317,57 @@ def test_operator_cares_for_pins_with_vmtokenctl(home: Path, daemon: subprocess.
     assert "chmod 0600" in ctl(home, "token", "pin", "source", "web", str(source), code=1)
 
 
+def test_life_of_an_identity_with_vmtokenctl(home: Path, daemon: subprocess.Popen[bytes]) -> None:
+    ca, crl = str(home / "ca"), home / "ca/crl.pem"
+    ctl(home, "ca", "init", ca)
+    ctl(home, "vm", "add", "web01")
+    for card in ("card-1", "card-2"):
+        ctl(home, "token", "create", card, "--algorithm", "p384")
+        ctl(
+            home, "token", "enroll", card, "--ca", ca, "--subject", "CN=web01,O=Example", "--dns", "a.example"
+        )
+        ctl(home, "vm", "bind", "web01", card, "--as", "web")
+    assert "web (card-1, card-2)" in ctl(home, "vm", "list")
+    first = json.loads(ctl(home, "token", "show", "card-1", "--json"))
+    assert (first["ready"], first["key"], first["days_left"]) == (True, "ECDSA secp384r1", 89)
+    assert (first["alternative_names"], first["trust_anchors"]) == (["a.example"], 1)
+    assert first["bindings"] == ["web01 as web (with card-1, card-2)"]
+    assert first["warnings"] == []
+
+    ctl(home, "token", "renew", "card-1", "--ca", ca, "--days", "20")
+    renewed = json.loads(ctl(home, "token", "show", "card-1", "--json"))
+    assert renewed["certificate_serial"] != first["certificate_serial"]
+    assert (renewed["subject"], renewed["days_left"]) == (first["subject"], 19)
+    assert "expires in 19 days" in renewed["warnings"][0]
+    assert "Token 'card-1': The certificate" in ctl(home, "status")
+    (home / "chain.pem").write_text(ctl(home, "ca", "sign", ca, renewal_file(home, "card-1")))
+    ctl(home, "token", "install-cert", "card-1", str(home / "chain.pem"))
+    assert "Nobody can be asked" in ctl(home, "token", "renew", "card-1", "--ca", ca, "--new-key", code=1)
+    ctl(home, "token", "renew", "card-1", "--ca", ca, "--new-key", "--algorithm", "ml-dsa-65", "--force")
+    last = json.loads(ctl(home, "token", "show", "card-1", "--json"))
+    assert (last["ready"], last["key"]) == (True, "ML-DSA-65")
+
+    assert "Nobody can be asked" in ctl(home, "token", "retire", "card-1", code=1)
+    ctl(home, "token", "retire", "card-1", "--force", "--ca", ca)
+    revoked = [each for each in json.loads(ctl(home, "ca", "list", ca, "--json")) if each["revoked"]]
+    assert [each["serial"] for each in revoked] == [last["certificate_serial"]]
+    assert len(list(x509.load_pem_x509_crl(crl.read_bytes()))) == 1
+    (gone,) = json.loads(ctl(home, "token", "list", "--retired", "--json"))
+    assert (gone["name"], gone["key_destroyed"]) == ("card-1", True)
+    assert "web (card-2)" in ctl(home, "vm", "list")
+    ctl(home, "ca", "revoke", ca, first["certificate_serial"], "--reason", "superseded")
+    assert "is neither a serial number nor a file" in ctl(home, "ca", "revoke", ca, "nonsense", code=1)
+    ctl(home, "ca", "crl", ca, "--days", "3")
+    assert len(list(x509.load_pem_x509_crl(crl.read_bytes()))) == 2
+    assert "whole" in ctl(home, "audit", "verify")
+
+
+def renewal_file(home: Path, token: str) -> str:
+    """A request for another CA."""
+    ctl(home, "token", "renew", token, "--csr", str(home / "renewal.csr"))
+    return str(home / "renewal.csr")
+
+
 def test_pins_and_keys_are_nowhere_in_clear(home: Path, daemon: subprocess.Popen[bytes]) -> None:
     ctl(home, "token", "create", "web")
     said = program(home, "dom0_broker.ctl", "token", "add", "other", "soft:other", input="Secret99\n")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,9 @@ import pytest
 from dom0_broker.app import App
 from dom0_broker.backends.registry import BackendSettings, TokenBackend
 from dom0_broker.backends.software.backend import SoftwareBackend
-from tests.support.broker_app import Stream, broker_config
-from tests.support.pki import KeyKind, server_identity
+from tests.support.broker_app import broker_config
+from tests.support.load import Load, server_context
+from tests.support.pki import KeyKind
 from tests.support.stack import VM, personalise, sync_channel
 from vmtoken.errors import TokenUnavailable
 from vmtoken.iso7816.connection import CardConnection
@@ -26,7 +24,6 @@ from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
 
 FIRST, SECOND = KINDS = (KeyKind.ECDSA_P256, KeyKind.ED25519)
 CLIENTS = 12
-SOME_TIME = 60.0
 
 
 class LooseCard:
@@ -62,43 +59,6 @@ class LooseBackend(SoftwareBackend):
         return LooseCard(super().connect(locator), locator, self.pulled)
 
 
-@dataclass
-class Load:
-    """Clients that make one handshake after another, and what came of them."""
-
-    stub: TokenServiceStub
-    server: ssl.SSLContext
-    served: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    over: bool = False
-
-    async def client(self) -> None:
-        stream = Stream(self.stub)
-        while not self.over:
-            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            server = self.server.wrap_bio(incoming, outgoing, server_side=True)
-            answer = await stream.start(timeout=SOME_TIME, no_resumption=True, token="web")
-            while answer.WhichOneof("step") == "flight":
-                incoming.write(answer.flight.records)
-                with contextlib.suppress(ssl.SSLWantReadError):
-                    server.do_handshake()
-                answer = await stream.records(outgoing.read())
-            if answer.HasField("result"):
-                self.served.append(answer.result.token)
-            else:
-                self.failed.append(answer.failure.error.message)
-
-    async def more(self, count: int, token: KeyKind | None = None) -> list[str]:
-        """Wait for so many handshakes more, of a token if one is named; the tokens that served them."""
-        begin = len(self.served)
-        async with asyncio.timeout(SOME_TIME):
-            while True:
-                new = self.served[begin:]
-                if (new.count(token.value) if token else len(new)) >= count:
-                    return new
-                await asyncio.sleep(0.01)
-
-
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[tuple[Load, set[str]]]:
     """Load on a pool of two elements, and the set of those that are pulled."""
@@ -115,7 +75,7 @@ async def pool(tmp_path: Path) -> AsyncIterator[tuple[Load, set[str]]]:
     try:
         await asyncio.to_thread(make_pool, config.admin_socket)
         async with unix_channel(config.link_socket(VM)) as channel:
-            yield Load(TokenServiceStub(channel), server_context(tmp_path)), pulled
+            yield Load(TokenServiceStub(channel), server_context(tmp_path), "web"), pulled
     finally:
         await app.stop()
 
@@ -128,28 +88,17 @@ def make_pool(admin_socket: Path) -> None:
             operator.Bind(admin.BindRequest(vm=VM, token=kind.value, name="web"))
 
 
-def server_context(directory: Path) -> ssl.SSLContext:
-    files = server_identity().write(directory)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.chain, files.key)
-    context.load_verify_locations(files.anchors)
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
 async def test_element_pulled_under_load_costs_one_handshake_and_comes_back(
     pool: tuple[Load, set[str]],
 ) -> None:
     load, pulled = pool
-    clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
-    both = await load.more(60)
-    pulled.add(FIRST.value)
-    await load.more(20)
-    without = await load.more(60)
-    pulled.clear()
-    again = await load.more(20, FIRST)
-    load.over = True
-    await asyncio.gather(*clients)
+    async with load.of(CLIENTS):
+        both = await load.more(60)
+        pulled.add(FIRST.value)
+        await load.more(20)
+        without = await load.more(60)
+        pulled.clear()
+        again = await load.more(20, FIRST.value)
     assert both.count(FIRST.value) > 10
     assert both.count(SECOND.value) > 10
     assert FIRST.value not in without

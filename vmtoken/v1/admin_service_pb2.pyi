@@ -229,6 +229,9 @@ class TokenStatus(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     PINS_FIELD_NUMBER: _builtins.int
+    TRUST_ANCHORS_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the token."""
     uri: _builtins.str
@@ -265,6 +268,18 @@ class TokenStatus(_message.Message):
     def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinStatus]:
         """Its PINs, as far as anything is known of them; the user PIN first."""
 
+    @_builtins.property
+    def trust_anchors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The trust anchors that were installed through this broker, DER."""
+
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenUse]:
+        """Where it is bound, by VM and name."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of its certificates ends soon or has ended, one sentence each, soonest first."""
+
     def __init__(
         self,
         *,
@@ -282,14 +297,49 @@ class TokenStatus(_message.Message):
         completed: _builtins.int = ...,
         failed: _builtins.int = ...,
         pins: _abc.Iterable[Global___PinStatus] | None = ...,
+        trust_anchors: _abc.Iterable[_builtins.bytes] | None = ...,
+        uses: _abc.Iterable[Global___TokenUse] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_ready", b"not_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["application", b"application", "assurance", b"assurance", "busy", b"busy", "certificates", b"certificates", "completed", b"completed", "failed", b"failed", "name", b"name", "not_ready", b"not_ready", "pins", b"pins", "ready", b"ready", "serial", b"serial", "uri", b"uri", "vms", b"vms", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application", b"application", "assurance", b"assurance", "busy", b"busy", "certificates", b"certificates", "completed", b"completed", "failed", b"failed", "name", b"name", "not_ready", b"not_ready", "pins", b"pins", "ready", b"ready", "serial", b"serial", "trust_anchors", b"trust_anchors", "uri", b"uri", "uses", b"uses", "vms", b"vms", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenStatus: _TypeAlias = TokenStatus  # noqa: Y015
+
+@_typing.final
+class TokenUse(_message.Message):
+    """A token as bound to a VM, from the token's side."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Name of the VM."""
+    name: _builtins.str
+    """The name that the VM sees."""
+    @_builtins.property
+    def pool(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All tokens of that name, in the order in which they were bound."""
+
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+        name: _builtins.str = ...,
+        pool: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pool", b"pool", "vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenUse: _TypeAlias = TokenUse  # noqa: Y015
 
 @_typing.final
 class PinStatus(_message.Message):
@@ -781,22 +831,34 @@ class CreateTokenRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
     ALGORITHM_FIELD_NUMBER: _builtins.int
+    EXISTING_FIELD_NUMBER: _builtins.int
+    USER_PIN_FIELD_NUMBER: _builtins.int
+    OPERATOR_PIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as for VMs."""
     uri: _builtins.str
     """Where to make it; empty for soft: and the name."""
     algorithm: Global___KeyAlgorithm.ValueType
     """Key pair to make inside."""
+    existing: _builtins.bool
+    """True when what the URI names exists, such as a card in a reader, and only the key is to be made."""
+    user_pin: _builtins.bytes
+    """Its user PIN; empty when it needs none. Only with `existing`."""
+    operator_pin: _builtins.bytes
+    """Its operator PIN or management key; empty when it needs none. Only with `existing`."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         uri: _builtins.str = ...,
         algorithm: Global___KeyAlgorithm.ValueType = ...,
+        existing: _builtins.bool = ...,
+        user_pin: _builtins.bytes = ...,
+        operator_pin: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "name", b"name", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "existing", b"existing", "name", b"name", "operator_pin", b"operator_pin", "uri", b"uri", "user_pin", b"user_pin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -976,6 +1038,207 @@ class RemoveTokenResponse(_message.Message):
 Global___RemoveTokenResponse: _TypeAlias = RemoveTokenResponse  # noqa: Y015
 
 @_typing.final
+class GenerateKeyRequest(_message.Message):
+    """Asks for a key pair."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the token."""
+    algorithm: Global___KeyAlgorithm.ValueType
+    """Key pair to make inside."""
+    replace: _builtins.bool
+    """True to do so although the token has a certificate, which is of no use afterwards."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        algorithm: Global___KeyAlgorithm.ValueType = ...,
+        replace: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "name", b"name", "replace", b"replace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateKeyRequest: _TypeAlias = GenerateKeyRequest  # noqa: Y015
+
+@_typing.final
+class GenerateKeyResponse(_message.Message):
+    """The key pair is made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    public_key: _builtins.bytes
+    """SubjectPublicKeyInfo of the key, DER."""
+    def __init__(
+        self,
+        *,
+        public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateKeyResponse: _TypeAlias = GenerateKeyResponse  # noqa: Y015
+
+@_typing.final
+class RetireTokenRequest(_message.Message):
+    """Names a token to retire."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UNBIND_FIELD_NUMBER: _builtins.int
+    DESPITE_KEY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the token."""
+    unbind: _builtins.bool
+    """True to take it off the VMs that have it; else it is refused while there are some."""
+    despite_key: _builtins.bool
+    """True to do so although its key cannot be destroyed, such as that of a card that is lost."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        unbind: _builtins.bool = ...,
+        despite_key: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["despite_key", b"despite_key", "name", b"name", "unbind", b"unbind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireTokenRequest: _TypeAlias = RetireTokenRequest  # noqa: Y015
+
+@_typing.final
+class RetireTokenResponse(_message.Message):
+    """The token is retired."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    VMS_FIELD_NUMBER: _builtins.int
+    KEY_STAYS_BECAUSE_FIELD_NUMBER: _builtins.int
+    key_stays_because: _builtins.str
+    """Why its key is not destroyed, one sentence; empty when it is."""
+    @_builtins.property
+    def token(self) -> Global___RetiredToken:
+        """What stays of it."""
+
+    @_builtins.property
+    def vms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the VMs that had it, sorted."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___RetiredToken | None = ...,
+        vms: _abc.Iterable[_builtins.str] | None = ...,
+        key_stays_because: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_stays_because", b"key_stays_because", "token", b"token", "vms", b"vms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireTokenResponse: _TypeAlias = RetireTokenResponse  # noqa: Y015
+
+@_typing.final
+class RetiredToken(_message.Message):
+    """A token that has been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    KEY_DESTROYED_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name that it had; another one may have it now."""
+    uri: _builtins.str
+    """Where it was."""
+    serial: _builtins.str
+    """Its serial number; empty when it was not known."""
+    certificate: _builtins.bytes
+    """The last certificate that it was seen with, DER; empty when there was none."""
+    key_destroyed: _builtins.bool
+    """True when its key is destroyed."""
+    @_builtins.property
+    def retired(self) -> _timestamp_pb2.Timestamp:
+        """When it was retired."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        certificate: _builtins.bytes = ...,
+        key_destroyed: _builtins.bool = ...,
+        retired: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retired", b"retired"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "key_destroyed", b"key_destroyed", "name", b"name", "retired", b"retired", "serial", b"serial", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetiredToken: _TypeAlias = RetiredToken  # noqa: Y015
+
+@_typing.final
+class ListRetiredTokensRequest(_message.Message):
+    """Asks for tokens that have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRetiredTokensRequest: _TypeAlias = ListRetiredTokensRequest  # noqa: Y015
+
+@_typing.final
+class ListRetiredTokensResponse(_message.Message):
+    """Tokens that have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetiredToken]:
+        """The latest first."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___RetiredToken] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRetiredTokensResponse: _TypeAlias = ListRetiredTokensResponse  # noqa: Y015
+
+@_typing.final
 class CreateCertificateRequestRequest(_message.Message):
     """Asks for a certificate request."""
 
@@ -984,10 +1247,19 @@ class CreateCertificateRequestRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     DNS_NAMES_FIELD_NUMBER: _builtins.int
+    RENEWAL_FIELD_NUMBER: _builtins.int
+    NEW_KEY_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the token."""
     subject: _builtins.str
     """Subject, RFC 4514, such as CN=web01,O=Example."""
+    renewal: _builtins.bool
+    """True to take subject and DNS names from the present certificate."""
+    new_key: _builtins.bool
+    """True to make a new key pair first, in a renewal; there is no certificate then until one is installed."""
+    algorithm: Global___KeyAlgorithm.ValueType
+    """Of the new key pair."""
     @_builtins.property
     def dns_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """DNS names for subjectAltName."""
@@ -998,10 +1270,13 @@ class CreateCertificateRequestRequest(_message.Message):
         name: _builtins.str = ...,
         subject: _builtins.str = ...,
         dns_names: _abc.Iterable[_builtins.str] | None = ...,
+        renewal: _builtins.bool = ...,
+        new_key: _builtins.bool = ...,
+        algorithm: Global___KeyAlgorithm.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns_names", b"dns_names", "name", b"name", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "dns_names", b"dns_names", "name", b"name", "new_key", b"new_key", "renewal", b"renewal", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,12 +1338,19 @@ class InstallCertificateResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the operator should know of it, one sentence each."""
+
     def __init__(
         self,
+        *,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

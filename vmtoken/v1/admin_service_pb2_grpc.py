@@ -101,6 +101,21 @@ class AdminServiceStub:
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveTokenRequest.SerializeToString,
                 response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveTokenResponse.FromString,
                 _registered_method=True)
+        self.GenerateKey = channel.unary_unary(
+                '/vmtoken.v1.AdminService/GenerateKey',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.GenerateKeyRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.GenerateKeyResponse.FromString,
+                _registered_method=True)
+        self.RetireToken = channel.unary_unary(
+                '/vmtoken.v1.AdminService/RetireToken',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.RetireTokenRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.RetireTokenResponse.FromString,
+                _registered_method=True)
+        self.ListRetiredTokens = channel.unary_unary(
+                '/vmtoken.v1.AdminService/ListRetiredTokens',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensResponse.FromString,
+                _registered_method=True)
         self.CreateCertificateRequest = channel.unary_unary(
                 '/vmtoken.v1.AdminService/CreateCertificateRequest',
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.CreateCertificateRequestRequest.SerializeToString,
@@ -224,7 +239,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateToken(self, request, context):
-        """Makes a new token with random PINs that stay with the broker, and a key pair inside it.
+        """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
+        certificate; and a key pair inside it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -251,6 +267,27 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateKey(self, request, context):
+        """Makes a key pair inside a token that is known; its earlier certificate is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireToken(self, request, context):
+        """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRetiredTokens(self, request, context):
+        """Tokens that have been.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateCertificateRequest(self, request, context):
         """A PKCS#10 request, signed inside the token.
         """
@@ -259,7 +296,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InstallCertificate(self, request, context):
-        """Stores the certificate chain in the token; refused if it does not match the key.
+        """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
+        it does not match the key, no server would take it, or it is of another identity than the token's pool.
+        Handshakes under way go on; sessions made with the earlier certificate are not resumed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -388,6 +427,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RemoveToken,
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveTokenRequest.FromString,
                     response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveTokenResponse.SerializeToString,
+            ),
+            'GenerateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateKey,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.GenerateKeyRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.GenerateKeyResponse.SerializeToString,
+            ),
+            'RetireToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireToken,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.RetireTokenRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.RetireTokenResponse.SerializeToString,
+            ),
+            'ListRetiredTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRetiredTokens,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensResponse.SerializeToString,
             ),
             'CreateCertificateRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateCertificateRequest,
@@ -793,6 +847,87 @@ class AdminService:
             '/vmtoken.v1.AdminService/RemoveToken',
             vmtoken_dot_v1_dot_admin__service__pb2.RemoveTokenRequest.SerializeToString,
             vmtoken_dot_v1_dot_admin__service__pb2.RemoveTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/GenerateKey',
+            vmtoken_dot_v1_dot_admin__service__pb2.GenerateKeyRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.GenerateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/RetireToken',
+            vmtoken_dot_v1_dot_admin__service__pb2.RetireTokenRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.RetireTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRetiredTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/ListRetiredTokens',
+            vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

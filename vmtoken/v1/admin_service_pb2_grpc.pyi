@@ -57,17 +57,28 @@ class AdminServiceStub:
     Unbind: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnbindRequest, _admin_service_pb2.UnbindResponse]
     """Takes a token away from a VM, or one card out of a pool."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTokenRequest, _admin_service_pb2.CreateTokenResponse]
-    """Makes a new token with random PINs that stay with the broker, and a key pair inside it."""
+    """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
+    certificate; and a key pair inside it.
+    """
     AddToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AddTokenRequest, _admin_service_pb2.AddTokenResponse]
     """Makes a token known that exists already."""
     ListAllTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAllTokensRequest, _admin_service_pb2.ListAllTokensResponse]
     """All tokens; asks each card that is free."""
     RemoveToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveTokenRequest, _admin_service_pb2.RemoveTokenResponse]
     """Forgets a token that is bound to no VM."""
+    GenerateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GenerateKeyRequest, _admin_service_pb2.GenerateKeyResponse]
+    """Makes a key pair inside a token that is known; its earlier certificate is gone."""
+    RetireToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RetireTokenRequest, _admin_service_pb2.RetireTokenResponse]
+    """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
+    ListRetiredTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRetiredTokensRequest, _admin_service_pb2.ListRetiredTokensResponse]
+    """Tokens that have been."""
     CreateCertificateRequest: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateCertificateRequestRequest, _admin_service_pb2.CreateCertificateRequestResponse]
     """A PKCS#10 request, signed inside the token."""
     InstallCertificate: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.InstallCertificateRequest, _admin_service_pb2.InstallCertificateResponse]
-    """Stores the certificate chain in the token; refused if it does not match the key."""
+    """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
+    it does not match the key, no server would take it, or it is of another identity than the token's pool.
+    Handshakes under way go on; sessions made with the earlier certificate are not resumed.
+    """
     InstallTrust: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.InstallTrustRequest, _admin_service_pb2.InstallTrustResponse]
     """Stores the CA certificates that the token trusts for servers."""
     SetTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinRequest, _admin_service_pb2.SetTokenPinResponse]
@@ -114,17 +125,28 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Unbind: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnbindRequest, _admin_service_pb2.UnbindResponse]  # type: ignore[assignment]
     """Takes a token away from a VM, or one card out of a pool."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTokenRequest, _admin_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
-    """Makes a new token with random PINs that stay with the broker, and a key pair inside it."""
+    """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
+    certificate; and a key pair inside it.
+    """
     AddToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AddTokenRequest, _admin_service_pb2.AddTokenResponse]  # type: ignore[assignment]
     """Makes a token known that exists already."""
     ListAllTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAllTokensRequest, _admin_service_pb2.ListAllTokensResponse]  # type: ignore[assignment]
     """All tokens; asks each card that is free."""
     RemoveToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveTokenRequest, _admin_service_pb2.RemoveTokenResponse]  # type: ignore[assignment]
     """Forgets a token that is bound to no VM."""
+    GenerateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GenerateKeyRequest, _admin_service_pb2.GenerateKeyResponse]  # type: ignore[assignment]
+    """Makes a key pair inside a token that is known; its earlier certificate is gone."""
+    RetireToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RetireTokenRequest, _admin_service_pb2.RetireTokenResponse]  # type: ignore[assignment]
+    """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
+    ListRetiredTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRetiredTokensRequest, _admin_service_pb2.ListRetiredTokensResponse]  # type: ignore[assignment]
+    """Tokens that have been."""
     CreateCertificateRequest: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateCertificateRequestRequest, _admin_service_pb2.CreateCertificateRequestResponse]  # type: ignore[assignment]
     """A PKCS#10 request, signed inside the token."""
     InstallCertificate: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.InstallCertificateRequest, _admin_service_pb2.InstallCertificateResponse]  # type: ignore[assignment]
-    """Stores the certificate chain in the token; refused if it does not match the key."""
+    """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
+    it does not match the key, no server would take it, or it is of another identity than the token's pool.
+    Handshakes under way go on; sessions made with the earlier certificate are not resumed.
+    """
     InstallTrust: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.InstallTrustRequest, _admin_service_pb2.InstallTrustResponse]  # type: ignore[assignment]
     """Stores the CA certificates that the token trusts for servers."""
     SetTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinRequest, _admin_service_pb2.SetTokenPinResponse]  # type: ignore[assignment]
@@ -228,7 +250,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CreateTokenResponse, _abc.Awaitable[_admin_service_pb2.CreateTokenResponse]]:
-        """Makes a new token with random PINs that stay with the broker, and a key pair inside it."""
+        """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
+        certificate; and a key pair inside it.
+        """
 
     @_abc_1.abstractmethod
     def AddToken(
@@ -255,6 +279,30 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Forgets a token that is bound to no VM."""
 
     @_abc_1.abstractmethod
+    def GenerateKey(
+        self,
+        request: _admin_service_pb2.GenerateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GenerateKeyResponse, _abc.Awaitable[_admin_service_pb2.GenerateKeyResponse]]:
+        """Makes a key pair inside a token that is known; its earlier certificate is gone."""
+
+    @_abc_1.abstractmethod
+    def RetireToken(
+        self,
+        request: _admin_service_pb2.RetireTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.RetireTokenResponse, _abc.Awaitable[_admin_service_pb2.RetireTokenResponse]]:
+        """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
+
+    @_abc_1.abstractmethod
+    def ListRetiredTokens(
+        self,
+        request: _admin_service_pb2.ListRetiredTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListRetiredTokensResponse, _abc.Awaitable[_admin_service_pb2.ListRetiredTokensResponse]]:
+        """Tokens that have been."""
+
+    @_abc_1.abstractmethod
     def CreateCertificateRequest(
         self,
         request: _admin_service_pb2.CreateCertificateRequestRequest,
@@ -268,7 +316,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.InstallCertificateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.InstallCertificateResponse, _abc.Awaitable[_admin_service_pb2.InstallCertificateResponse]]:
-        """Stores the certificate chain in the token; refused if it does not match the key."""
+        """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
+        it does not match the key, no server would take it, or it is of another identity than the token's pool.
+        Handshakes under way go on; sessions made with the earlier certificate are not resumed.
+        """
 
     @_abc_1.abstractmethod
     def InstallTrust(

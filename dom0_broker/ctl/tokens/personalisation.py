@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.files import read_certificates, request_pem
 from dom0_broker.ctl.output import say, show_facts
 from dom0_broker.ctl.tokens.arguments import Commands, named
+from dom0_broker.ctl.tokens.pins import asked_pin
 from vmtoken.v1 import admin_service_pb2 as pb
 
-_ALGORITHMS = {
+if TYPE_CHECKING:
+    from vmtoken.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
+
+ALGORITHMS = {
     name.removeprefix("KEY_ALGORITHM_").lower().replace("_", "-"): number
     for name, number in pb.KeyAlgorithm.items()
     if number != pb.KEY_ALGORITHM_UNSPECIFIED
@@ -20,15 +26,18 @@ _ALGORITHMS = {
 
 def register(group: Commands) -> None:
     """Add the subcommands."""
-    create = named(group, "create", "make a new token with a key pair inside")
-    create.add_argument("--uri", default="", help="where to make it; soft:NAME if not given")
-    create.add_argument("--algorithm", choices=list(_ALGORITHMS), default="p256")
+    create = named(group, "create", "make a key pair in a new token, or in a card that has none yet")
+    create.add_argument(
+        "--uri",
+        default="",
+        help="a software element to be made, soft:NAME if not given; or a card that is there, whose PINs are "
+        "asked for then: user PIN, and operator PIN or management key (empty: none)",
+    )
+    add_algorithm(create)
+    create.add_argument("--no-pin", action="store_true", help="the card needs none")
     create.set_defaults(run=_create)
     csr = named(group, "csr", "a certificate request, signed inside the token, to standard output")
-    csr.add_argument("--subject", required=True, help="RFC 4514, such as CN=web01,O=Example")
-    csr.add_argument(
-        "--dns", action="append", default=[], metavar="NAME", help="for subjectAltName; repeatable"
-    )
+    add_names(csr)
     csr.set_defaults(run=_csr)
     install = named(group, "install-cert", "store the certificate chain in the token")
     install.add_argument("chain", type=Path, help="PEM, leaf first")
@@ -39,9 +48,31 @@ def register(group: Commands) -> None:
     trust.set_defaults(run=_trust)
 
 
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """The options that say for whom a certificate is to be."""
+    parser.add_argument("--subject", required=True, help="RFC 4514, such as CN=web01,O=Example")
+    parser.add_argument(
+        "--dns", action="append", default=[], metavar="NAME", help="for subjectAltName; repeatable"
+    )
+
+
+def add_algorithm(parser: argparse.ArgumentParser) -> None:
+    """The option that says what key to make."""
+    parser.add_argument(
+        "--algorithm", choices=list(ALGORITHMS), default="p256", help="of the key pair (default: %(default)s)"
+    )
+
+
 async def _create(arguments: argparse.Namespace) -> None:
+    existing = bool(arguments.uri) and not arguments.uri.startswith("soft:")
+    ask = existing and not arguments.no_pin
     request = pb.CreateTokenRequest(
-        name=arguments.name, uri=arguments.uri, algorithm=_ALGORITHMS[arguments.algorithm]
+        name=arguments.name,
+        uri=arguments.uri,
+        algorithm=ALGORITHMS[arguments.algorithm],
+        existing=existing,
+        user_pin=asked_pin() if ask else b"",
+        operator_pin=asked_pin("Operator PIN or management key") if ask else b"",
     )
     async with admin(arguments) as broker:
         response = await broker.CreateToken(request)
@@ -62,10 +93,19 @@ async def _install(arguments: argparse.Namespace) -> None:
     chain = read_certificates(arguments.chain)
     anchors = read_certificates(arguments.trust) if arguments.trust else []
     async with admin(arguments) as broker:
-        await broker.InstallCertificate(pb.InstallCertificateRequest(name=arguments.name, certificates=chain))
-        if anchors:
-            await broker.InstallTrust(pb.InstallTrustRequest(name=arguments.name, anchors=anchors))
-    say(f"Token '{arguments.name}' has its certificate" + (" and its trust anchors." if anchors else "."))
+        await install(broker, arguments.name, chain, anchors)
+
+
+async def install(
+    broker: AdminServiceAsyncStub, name: str, chain: Sequence[bytes], anchors: Sequence[bytes] = ()
+) -> None:
+    """Store a chain, and trust anchors if there are some; tell of what is unusual."""
+    request = pb.InstallCertificateRequest(name=name, certificates=chain)
+    for warning in (await broker.InstallCertificate(request)).warnings:
+        say(f"Warning: {warning}")
+    if anchors:
+        await broker.InstallTrust(pb.InstallTrustRequest(name=name, anchors=anchors))
+    say(f"Token '{name}' has its certificate" + (" and its trust anchors." if anchors else "."))
 
 
 async def _trust(arguments: argparse.Namespace) -> None:
