@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import bulk, crowds, engine, handshakes, memory, profiles
+from benchmarks import bulk, crowds, engine, handshakes, memory, profiles, tokens
 from benchmarks.bench import Bench
 from benchmarks.rows import Row, table
 from guest_agent.allocator import keep_freed_blocks
@@ -24,6 +24,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "bulk": bulk.rows,
     "crowds": crowds.rows,
     "memory": memory.rows,
+    "tokens": tokens.rows,
 }
 
 
