@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,14 @@ from dom0_broker.pool import Pool, check_same_identity
 from dom0_broker.store import BindingRecord, Store, VmRecord
 from vmtoken.errors import Conflict, InvalidRequest, VmTokenError
 from vmtoken.token import Assurance
+
+
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """The domain that a VM is now, if any, and whether its agent is at the other end of the vchan."""
+
+    domid: int | None
+    connected: bool
 
 
 class LinkControl(Protocol):
@@ -42,6 +51,10 @@ class LinkControl(Protocol):
 
     def socket(self, vm: DomainIdentity) -> Path | None:
         """The Unix socket of a VM."""
+        ...
+
+    def residence(self, vm: DomainIdentity) -> Residence | None:
+        """The domain that a VM is now."""
         ...
 
 
@@ -69,6 +82,10 @@ class VmAdministration:
     def socket(self, vm: DomainIdentity) -> Path | None:
         """The Unix socket of a VM."""
         return self._links.socket(vm)
+
+    def residence(self, vm: DomainIdentity) -> Residence | None:
+        """The domain that a VM is now; None when the broker does not watch domains."""
+        return self._links.residence(vm)
 
     def handshakes(self, vm: uuid.UUID) -> int:
         """How many a VM has open or waiting."""

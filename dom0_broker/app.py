@@ -78,6 +78,7 @@ class App:
         self._clock = clock or SystemClock()
         self._started = self._clock.now()
         self._xen = xen or Xen()
+        self._vchan = "off"
         self._draining = False
         self._policy = read_policy_or_deny(config.policy_dir)
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -196,6 +197,7 @@ class App:
             draining=lambda: self._draining,
             reload=self.reload,
             tcp_address=lambda: self.links.tcp_address,
+            vchan=lambda: self._vchan,
             snapshot=self._observer.snapshot,
             expiries=self._expiry.of,
         )
@@ -232,9 +234,11 @@ class App:
 
         try:
             await self.links.open_vchan(vms, self._desk.notes, self._xen)
+            self._vchan = "on"
         except OSError as error:
             if enabled is True:
                 raise
+            self._vchan = str(error)
             log.warning("no links over vchan", extra={"because": str(error)})
 
     async def _keep_house(self) -> None:

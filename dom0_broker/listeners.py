@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from dom0_broker.administration import Residence
 from dom0_broker.admission import Pace
 from dom0_broker.audit import AuditNotes
 from dom0_broker.broker import Broker
@@ -66,14 +67,6 @@ class _Server:
         for path in (self.private, self.link):
             if path is not None:
                 path.unlink(missing_ok=True)  # names in a tmpfs
-
-
-@dataclass(frozen=True, slots=True)
-class Residence:
-    """The domain that a VM has now, if any, and whether its agent is there."""
-
-    domid: int | None
-    connected: bool
 
 
 class Links:

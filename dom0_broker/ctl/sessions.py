@@ -59,6 +59,7 @@ async def _status(arguments: argparse.Namespace) -> None:
         "warnings": warnings(status.tokens),
         "policy": status.policy_error or f"{status.policy_rules} rules",
         "tcp": status.tcp_address,
+        "vchan": status.vchan,
         "audit_log": status.audit_path,
         "audit_records": status.audit_sequence,
         "audit_head": status.audit_head.hex(),

@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from dom0_broker.ctl.connection import admin
+from dom0_broker.ctl.domains import domain_states, read_domain_config, state
 from dom0_broker.ctl.files import pem, read_request, write_private
 from dom0_broker.ctl.output import Row, say, show_facts, show_rows
+from vmtoken.errors import InvalidRequest
 from vmtoken.v1 import admin_service_pb2 as pb
 
 
@@ -23,8 +25,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         required=True, metavar="COMMAND"
     )
     add = group.add_parser("add", help="make a VM known")
-    add.add_argument("name")
-    add.add_argument("--uuid", default="", help="UUID of the domain; a new one if not given")
+    add.add_argument("name", nargs="?", default="", help="not needed with --from-config")
+    known = add.add_mutually_exclusive_group()
+    known.add_argument("--uuid", default="", help="UUID of the domain; a new one if not given")
+    known.add_argument(
+        "--from-config", type=Path, metavar="FILE", help="take UUID and name from the domain's configuration"
+    )
     add.set_defaults(run=_add)
     group.add_parser("list", help="all VMs").set_defaults(run=_list)
     remove = group.add_parser("remove", help="forget a VM, its bindings and its enrolment")
@@ -67,16 +73,25 @@ def _register_enroll(group: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 async def _add(arguments: argparse.Namespace) -> None:
+    name, number = arguments.name, arguments.uuid
+    if arguments.from_config is not None:
+        config = read_domain_config(arguments.from_config)
+        name, number = name or config.name, config.uuid
+    if not name:
+        raise InvalidRequest("Say how the VM is called: a name, or --from-config and its configuration.")
     async with admin(arguments) as broker:
-        response = await broker.AddVm(pb.AddVmRequest(name=arguments.name, uuid=arguments.uuid))
-    show_facts(_row(response.vm), as_json=arguments.json)
+        response = await broker.AddVm(pb.AddVmRequest(name=name, uuid=number))
+    show_facts(_row(response.vm, await domain_states()), as_json=arguments.json)
+    if not number and (response.vm.domains_watched or arguments.from_config is not None):
+        _demand_uuid(response.vm, arguments.from_config)
 
 
 async def _list(arguments: argparse.Namespace) -> None:
     async with admin(arguments) as broker:
         response = await broker.ListVms(pb.ListVmsRequest())
-    columns = ("name", "uuid", "tokens", "handshakes", "enrolled", "socket")
-    rows = [_row(vm) for vm in response.vms]
+    columns = ("name", "uuid", "domain", "agent", "tokens", "handshakes", "enrolled", "socket")
+    states = await domain_states()
+    rows = [_row(vm, states) for vm in response.vms]
     show_rows(
         rows, columns, as_json=arguments.json, nothing="No VMs; 'vmtokenctl vm add NAME' makes one known."
     )
@@ -111,10 +126,18 @@ async def _unbind(arguments: argparse.Namespace) -> None:
     say(f"VM '{arguments.vm}' has no token {one}'{arguments.name}' any more.")
 
 
-def _row(vm: pb.Vm) -> Row:
+def _demand_uuid(vm: pb.Vm, config: Path | None) -> None:
+    where = f"{config}: add this line" if config else "Add this line to the configuration of its domain"
+    say(f'{where}, or the domain has another UUID at each start and is not known: uuid = "{vm.uuid}"')
+
+
+def _row(vm: pb.Vm, states: dict[int, str]) -> Row:
     return {
         "name": vm.name,
         "uuid": vm.uuid,
+        "domain": state(vm, states),
+        "domid": vm.domid if vm.HasField("domid") else None,
+        "agent": vm.agent_connected,
         "tokens": _bindings(vm),
         "handshakes": vm.handshakes,
         "enrolled": bool(vm.certificate_sha256),

@@ -62,6 +62,7 @@ class BrokerControl:
     draining: Callable[[], bool]
     reload: Callable[[], Awaitable[tuple[Policy, list[str]]]]
     tcp_address: Callable[[], str]
+    vchan: Callable[[], str]
     snapshot: Callable[[], Snapshot]
     expiries: Callable[[Token], Sequence[Expiry]]
 
@@ -100,6 +101,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
             audit_head=bytes.fromhex(head.digest),
             audit_path=str(self._desk.audit.path),
             tcp_address=self._control.tcp_address(),
+            vchan=self._control.vchan(),
         )
 
     async def Reload(self, request: pb.ReloadRequest, context: Context) -> pb.ReloadResponse:
@@ -302,6 +304,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         uuid = record.identity.uuid
         path: Path | None = self._vms.socket(record.identity)
         bindings = [pb.Binding(name=name, token=token) for name, token in self._vms.bindings(uuid)]
+        residence = self._vms.residence(record.identity)
         return pb.Vm(
             name=record.identity.name,
             uuid=str(uuid),
@@ -309,6 +312,9 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
             socket=str(path or ""),
             bindings=bindings,
             handshakes=self._vms.handshakes(uuid),
+            domains_watched=residence is not None,
+            domid=residence.domid if residence else None,
+            agent_connected=residence.connected if residence else False,
         )
 
 

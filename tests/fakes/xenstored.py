@@ -222,9 +222,8 @@ class _Connection(asyncio.Protocol):
             case MessageType.WRITE | MessageType.MKDIR:
                 self._store.write(self._domid, path, rest if request.type == MessageType.WRITE else None)
             case MessageType.RM:
-                if self._domid and not self._existing(path).allows(self._domid, "wb"):
+                if not self._existing(path).allows(self._domid, "wb"):
                     raise Refused("EACCES")
-                self._existing(path)
                 self._store.remove(path)
             case MessageType.SET_PERMS:
                 if self._domid not in (0, self._existing(path).owner()):
@@ -243,7 +242,7 @@ class _Connection(asyncio.Protocol):
         if "//" in path or not path:
             raise Refused("EINVAL")
         if path not in self._store.nodes:
-            raise Refused("ENOENT" if self._domid == 0 else "EACCES")
+            raise Refused("ENOENT" if self._store.visible(self._domid, path) else "EACCES")
         return self._store.nodes[path]
 
     def _readable(self, path: str) -> Node:

@@ -268,6 +268,7 @@ def test_operator_works_with_vmtokenctl(home: Path, daemon: subprocess.Popen[byt
     (token,) = json.loads(ctl(home, "token", "list", "--json"))
     assert (token["ready"], token["subject"], token["vms"]) == (True, "CN=web01", ["web01"])
     (vm,) = json.loads(ctl(home, "--json", "vm", "list"))
+    assert (vm["domain"], vm["agent"]) == ("unknown", False)
     assert vm["tokens"] == ["login (web)"]
     ctl(home, "vm", "enroll", "web01", str(home / "enrolment"))
     assert (home / "enrolment/enrolment.key").stat().st_mode & 0o777 == 0o600
@@ -277,6 +278,10 @@ def test_operator_works_with_vmtokenctl(home: Path, daemon: subprocess.Popen[byt
     assert "whole" in ctl(home, "audit", "verify")
     ctl(home, "reload")
     assert "There is no VM" in ctl(home, "vm", "remove", "web09", code=1)
+    (home / "web02.cfg").write_text('name = "web02"\nuuid = "00000000-0000-0000-0000-000000000002"\n')
+    ctl(home, "vm", "add", "--from-config", str(home / "web02.cfg"))
+    assert "00000000-0000-0000-0000-000000000002" in ctl(home, "vm", "list")
+    assert "Say how the VM is called" in ctl(home, "vm", "add", code=1)
     assert "bound to a VM" in ctl(home, "token", "remove", "web", code=1)
     assert "cannot be read" in ctl(home, "token", "trust", "web", str(home / "missing.pem"), code=1)
     ctl(home, "vm", "unbind", "web01", "login")

@@ -17,6 +17,7 @@ from dom0_broker.app import App
 from dom0_broker.audit import verify
 from dom0_broker.config import BrokerConfig, VchanConfig
 from dom0_broker.domains import DomainIdentity
+from dom0_broker.publisher import Publisher
 from dom0_broker.vchan_links import Xen
 from guest_agent import vchan_relay
 from guest_agent.broker_client import BrokerClient, Flight, HandshakeWish
@@ -273,6 +274,61 @@ async def test_links_go_on_while_xenstore_is_lost_and_domains_are_found_again(
         second = host.store.create_domain(WEB02.name, WEB02.uuid)
         async with host.agent(second) as web02:
             assert await names_of(web02) == ["two"]
+
+
+@contextlib.asynccontextmanager
+async def publishing(host: Host) -> AsyncIterator[None]:
+    """The helper in dom0."""
+    store = await Xenstore.connect([await host.store.socket(0)])
+    task = asyncio.create_task(Publisher(store, SERVICE.name).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        store.close()
+
+
+async def test_a_broker_in_a_service_domain_serves_its_vms_from_there(host: Host) -> None:
+    first = host.store.create_domain(WEB01.name, WEB01.uuid)
+    host.broker_domid = host.store.create_domain(SERVICE.name, SERVICE.uuid)
+    async with publishing(host), host.broker() as app, host.agent(first) as web01:
+        assert await names_of(web01) == ["one"]
+        assert link_path(0, first) not in host.store.nodes
+        second = host.store.create_domain(WEB02.name, WEB02.uuid)
+        async with host.agent(second) as web02:
+            assert await names_of(web02) == ["two"]
+        host.store.destroy_domain(second)
+        await eventually(lambda: app.links.residence(WEB02).domid is None)  # type: ignore[union-attr]
+        assert link_path(host.broker_domid, second) not in host.store.nodes
+
+
+async def test_a_service_domain_that_starts_again_elsewhere_is_found(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vchan_relay, "LOOK_AGAIN", 0.1)
+    domid = host.store.create_domain(WEB01.name, WEB01.uuid)
+    async with publishing(host), host.agent(domid) as agent:
+        for _ in range(2):
+            host.broker_domid = host.store.create_domain(SERVICE.name, SERVICE.uuid)
+            async with host.broker():
+                assert await names_of(agent) == ["one"]
+            host.store.destroy_domain(host.broker_domid)
+
+
+async def test_a_guest_can_neither_read_nor_write_what_is_published(host: Host) -> None:
+    guest = host.store.create_domain(WEB01.name, WEB01.uuid)
+    service = host.store.create_domain(SERVICE.name, SERVICE.uuid)
+    published = f"/local/domain/{service}/vmtoken/domains/{guest}"
+    async with publishing(host):
+        await eventually(lambda: published in host.store.nodes)
+        store = await Xenstore.connect([await host.store.socket(guest)])
+        with pytest.raises(PermissionError):
+            await store.read(published)
+        for path in (published, f"/local/domain/{guest}/vmtoken/broker-domid"):
+            with pytest.raises(PermissionError):
+                await store.write(path, b"0")
+        store.close()
 
 
 async def test_a_broker_without_xenstore_does_not_start_when_vchan_is_demanded(

@@ -160,6 +160,7 @@ class StatusResponse(_message.Message):
     AUDIT_HEAD_FIELD_NUMBER: _builtins.int
     AUDIT_PATH_FIELD_NUMBER: _builtins.int
     TCP_ADDRESS_FIELD_NUMBER: _builtins.int
+    VCHAN_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the broker."""
     draining: _builtins.bool
@@ -178,6 +179,8 @@ class StatusResponse(_message.Message):
     """Path of the audit log."""
     tcp_address: _builtins.str
     """Where agents reach the broker over TCP, host and port; empty when they cannot."""
+    vchan: _builtins.str
+    """Links over vchan: "on", "off", or why there are none although there should be."""
     @_builtins.property
     def started(self) -> _timestamp_pb2.Timestamp:
         """When it started."""
@@ -200,10 +203,11 @@ class StatusResponse(_message.Message):
         audit_head: _builtins.bytes = ...,
         audit_path: _builtins.str = ...,
         tcp_address: _builtins.str = ...,
+        vchan: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_head", b"audit_head", "audit_path", b"audit_path", "audit_sequence", b"audit_sequence", "draining", b"draining", "policy_error", b"policy_error", "policy_rules", b"policy_rules", "started", b"started", "tcp_address", b"tcp_address", "tokens", b"tokens", "version", b"version", "vms", b"vms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_head", b"audit_head", "audit_path", b"audit_path", "audit_sequence", b"audit_sequence", "draining", b"draining", "policy_error", b"policy_error", "policy_rules", b"policy_rules", "started", b"started", "tcp_address", b"tcp_address", "tokens", b"tokens", "vchan", b"vchan", "version", b"version", "vms", b"vms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +492,9 @@ class Vm(_message.Message):
     SOCKET_FIELD_NUMBER: _builtins.int
     BINDINGS_FIELD_NUMBER: _builtins.int
     HANDSHAKES_FIELD_NUMBER: _builtins.int
+    DOMAINS_WATCHED_FIELD_NUMBER: _builtins.int
+    DOMID_FIELD_NUMBER: _builtins.int
+    AGENT_CONNECTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique."""
     uuid: _builtins.str
@@ -498,6 +505,12 @@ class Vm(_message.Message):
     """Path of its Unix socket; empty when that link is off."""
     handshakes: _builtins.int
     """Handshakes open or waiting now."""
+    domains_watched: _builtins.bool
+    """True when the broker watches the domains of Xen, for links over vchan."""
+    domid: _builtins.int
+    """The domain that the VM is now; absent when it has none."""
+    agent_connected: _builtins.bool
+    """True while its agent is at the other end of its vchan."""
     @_builtins.property
     def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Binding]:
         """Its tokens, sorted by name; those of one name, a pool, in the order in which they were bound."""
@@ -511,12 +524,17 @@ class Vm(_message.Message):
         socket: _builtins.str = ...,
         bindings: _abc.Iterable[Global___Binding] | None = ...,
         handshakes: _builtins.int = ...,
+        domains_watched: _builtins.bool = ...,
+        domid: _builtins.int | None = ...,
+        agent_connected: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_domid", b"_domid", "domid", b"domid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bindings", b"bindings", "certificate_sha256", b"certificate_sha256", "handshakes", b"handshakes", "name", b"name", "socket", b"socket", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_domid", b"_domid", "agent_connected", b"agent_connected", "bindings", b"bindings", "certificate_sha256", b"certificate_sha256", "domains_watched", b"domains_watched", "domid", b"domid", "handshakes", b"handshakes", "name", b"name", "socket", b"socket", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__domid: _TypeAlias = _typing.Literal["domid"]  # noqa: Y015
+    _WhichOneofArgType__domid: _TypeAlias = _typing.Literal["_domid", b"_domid"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__domid) -> _WhichOneofReturnType__domid | None: ...
 
 Global___Vm: _TypeAlias = Vm  # noqa: Y015
 
