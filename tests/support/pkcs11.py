@@ -227,20 +227,19 @@ def tpm(directory: Path) -> Iterator[Pkcs11Token]:
         "TPM2_PKCS11_STORE": str(directory / "store"),
         "TPM2_PKCS11_LOG_LEVEL": "0",
     }
-    with (
-        running(_swtpm(directory / "state", sockets), directory / "swtpm.log"),
-        running(_bus(bus), directory / "dbus.log"),
-        running(_resource_manager(sockets), directory / "abrmd.log", environment=environment),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running(_swtpm(directory / "state", sockets), directory / "swtpm.log"))
+        stack.enter_context(running(_bus(bus), directory / "dbus.log"))
+        _wait_for(lambda: (sockets / "bus").exists() and (sockets / "tpm").exists())
+        manager = running(_resource_manager(sockets), directory / "abrmd.log", environment=environment)
+        stack.enter_context(manager)
         token = Pkcs11Token(TPM2, "tpm", environment=environment)
         _wait_for(lambda: "ERROR" not in token.tool("tpm2_getrandom", "--hex", "4", check=False))
         token.tool("tpm2_ptool", "init")
         pins = ("--userpin", PIN.decode(), "--sopin", SO_PIN.decode())
         token.tool("tpm2_ptool", "addtoken", "--pid=1", f"--label={token.label}", *pins)
-        try:
-            yield token
-        finally:
-            token.close()
+        stack.callback(token.close)
+        yield token
 
 
 def _swtpm(state: Path, sockets: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,10 @@ class Pkcs11Backend:
 
         `environment` is for the processes of modules, beside our own.
         """
+        if importlib.util.find_spec("pkcs11") is None:
+            raise Conflict(
+                "PKCS#11 tokens need python-pkcs11; install it with: pip install 'vmtoken[pkcs11]'"
+            )
         self._environment = environment or {}
         self._configured = tuple(modules)
         self._timeout = timeout
@@ -203,11 +208,17 @@ class Pkcs11Backend:
         hint = str(path) if len(self._configured) > 1 else None
         try:
             module = self._module(checked_library(path))
-            for token in module.tokens():
-                yield from _found(module, token, hint)
+            tokens = module.tokens()
         except VmTokenError as error:
             uri = str(Pkcs11Uri(module_path=str(path)))
             yield FoundToken(uri, f"module {path}", problem=error.message)
+            return
+        for token in tokens:
+            try:
+                yield from _found(module, token, hint)
+            except VmTokenError as error:
+                uri = str(Pkcs11Uri(token=token.token, serial=token.serial, module_path=hint))
+                yield FoundToken(uri, f"slot '{token.slot_description}'", problem=error.message)
 
     def _poll(self, changed: Callable[[], None]) -> None:
         before: frozenset[tuple[str, str]] = frozenset()

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import secrets
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -25,7 +26,6 @@ from vmtoken.errors import (
     PinMissing,
     TokenNotReady,
     TokenUnavailable,
-    VmTokenError,
 )
 from vmtoken.secret import SecretBytes
 
@@ -60,8 +60,8 @@ class Module:
         self._logins: dict[int, _Login] = {}
         self._opened: dict[str, _Opened] = {}
         self._tags = PinTags()
-        self._losses = 0
-        """Tokens lost since something last worked."""
+        self._losses: Counter[int] = Counter()
+        """How often the token of a slot was lost since it last signed."""
 
     def handlers(self) -> Mapping[str, Callable[..., Any]]:
         """The methods that the broker may call."""
@@ -84,12 +84,13 @@ class Module:
         }
 
     def tokens(self) -> list[dict[str, Any]]:
-        """Each token that is initialised, in the order of its slots."""
-        return [
-            cryptoki.describe(token)
-            for token in cryptoki.tokens(self._library())
-            if TokenFlag.CKF_TOKEN_INITIALIZED in cryptoki.flags(token)
-        ]
+        """Each token that is initialised, in the order of its slots; not those that go just now."""
+        described = []
+        for token in cryptoki.tokens(self._library()):
+            with contextlib.suppress(*cryptoki.TOKEN_LOST):
+                if TokenFlag.CKF_TOKEN_INITIALIZED in cryptoki.flags(token):
+                    described.append(cryptoki.describe(token))
+        return described
 
     def refresh(self) -> list[dict[str, Any]]:
         """As `tokens`; a module that looks for tokens only at its start looks again, if nobody uses it."""
@@ -156,10 +157,11 @@ class Module:
     ) -> bytes:
         """C_Sign. A PIN is given again for a key with CKA_ALWAYS_AUTHENTICATE; errors as `login`."""
         opened = self._use(handle)
-        if pin is None:
-            return cryptoki.sign(opened.key, mechanism, parameters, data, None)
+        given = None if pin is None else _text(pin)
         with _pin_errors(opened.session.token, USER_PIN):
-            return cryptoki.sign(opened.key, mechanism, parameters, data, _text(pin))
+            signature = cryptoki.sign(opened.key, mechanism, parameters, data, given)
+        del self._losses[opened.slot_id]
+        return signature
 
     # Personalisation.
 
@@ -171,6 +173,7 @@ class Module:
         old = [] if opened.key is None else cryptoki.belongings(opened.session, opened.key)
         opened.key = cryptoki.generate(opened.session, key_type, size, params, key_id, label)
         cryptoki.destroy(old)
+        del self._losses[opened.slot_id]
         return cryptoki.describe_key(opened.session, opened.key)
 
     def store_certificate(self, handle: str, subject: bytes, label: str, certificate: bytes) -> None:
@@ -274,34 +277,31 @@ class Module:
     def _guarded(self, method: Callable[..., Result], *arguments: Any) -> Result:
         """CKR codes to our errors; PINs are wiped."""
         try:
-            result = method(*arguments)
-        except VmTokenError:
-            raise
+            return method(*arguments)
         except cryptoki.TOKEN_LOST as error:
             self._lost(arguments, error)
         except cryptoki.REFUSED as error:
             raise Conflict(
                 f"The PKCS#11 token does not do that ({cryptoki.code(error)}); see what its module supports."
             ) from error
+        except cryptoki.PinExpired as error:
+            raise TokenNotReady("The user PIN of the PKCS#11 token has expired; change it.") from error
         except cryptoki.CkrError as error:
             self._broken(error)
         finally:
             for argument in arguments:
                 if isinstance(argument, SecretBytes):
                     argument.wipe()
-        self._losses = 0
-        return result
 
     def _lost(self, arguments: tuple[Any, ...], error: cryptoki.CkrError) -> NoReturn:
-        """Forget the one token first; when nothing worked in between, the module itself is in doubt."""
-        self._losses += 1
-        if self._losses > 1:
-            self._broken(error)
+        """Forget the one token first; when it has not signed since, the module itself is in doubt."""
         subject = arguments[0] if arguments else None
         opened = self._opened.get(subject) if isinstance(subject, str) else None
         slot_id = subject if opened is None else opened.slot_id
-        if isinstance(slot_id, int):
-            self._forget_token(slot_id)
+        if not isinstance(slot_id, int) or self._losses[slot_id]:
+            self._broken(error)
+        self._losses[slot_id] += 1
+        self._forget_token(slot_id)
         raise TokenUnavailable(
             f"The PKCS#11 token does not answer ({cryptoki.code(error)}); it is opened anew.", retry_after=0.5
         ) from error

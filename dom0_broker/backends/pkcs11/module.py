@@ -16,7 +16,7 @@ from dom0_broker.backends.pkcs11.pins import SO_PIN, USER_PIN, PinKind, RefusedP
 from dom0_broker.backends.pkcs11.signing import Way
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
 from dom0_broker.backends.process import DeviceProcess, NoAnswer
-from vmtoken.errors import PinRejected, TokenNotReady, TokenUnavailable
+from vmtoken.errors import Conflict, PinRejected, TokenNotReady, TokenUnavailable
 from vmtoken.secret import SecretBytes
 from vmtoken.token import Assurance
 
@@ -219,10 +219,15 @@ class Session:
         """C_Sign with the key that was found. Raises the PIN errors of `Module.open` when one is given."""
         self._check_open()
         arguments = (self._handle, way.mechanism, way.parameters, data, pin)
-        if pin is None:
-            signature: bytes = self.module.call("sign", *arguments)
-        else:
-            signature = self.module.sign_with_pin(self.token, pin, *arguments)
+        try:
+            if pin is None:
+                signature: bytes = self.module.call("sign", *arguments)
+            else:
+                signature = self.module.sign_with_pin(self.token, pin, *arguments)
+        except Conflict as error:
+            raise TokenNotReady(
+                f"The PKCS#11 token lists {way.mechanism.name}, but does not sign with it: {error.message}"
+            ) from error
         return signature
 
     def generate(self, key_type: int, size: int, params: bytes, key_id: bytes, label: str) -> KeyInfo:

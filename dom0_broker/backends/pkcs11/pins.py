@@ -72,8 +72,8 @@ SO_PIN: Final = PinKind(
 
 def user_pin_state(flags: TokenFlag) -> PinState:
     """Tries left as far as flags tell: 0, 1, or unknown."""
-    left = USER_PIN.tries_left(flags)
-    return PinState(left if left in {0, 1} else None)
+    user, so = USER_PIN.tries_left(flags), SO_PIN.tries_left(flags)
+    return PinState(user if user in {0, 1} else None, operator_tries_left=so if so in {0, 1} else None)
 
 
 def check_user_pin(flags: TokenFlag, reserve: int) -> None:
