@@ -24,6 +24,7 @@ from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.config import BrokerConfig
 from tests.support.broker_app import Cards, broker_config, populate, running
 from tests.support.load import Load, server_context
+from tests.support.pkcs11 import Pkcs11Token, softhsm
 from tests.support.pki import DAY, NOW, KeyKind, client_identity, pki
 from tests.support.stack import VM, personalise
 from vmtoken.errors import Conflict, VmTokenError
@@ -326,3 +327,67 @@ async def test_card_whose_key_stays_is_retired_only_by_force_and_who_waits_is_to
         (retired,) = (await operator.ListRetiredTokens(pb.ListRetiredTokensRequest())).tokens
     assert not listed.tokens
     assert not retired.key_destroyed
+
+
+async def test_key_in_a_pkcs11_token_lives_the_same_life(tmp_path: Path) -> None:
+    config = broker_config(tmp_path)
+    with softhsm(tmp_path) as hsm:
+        app = App(config, backends=lambda _scheme, _settings: hsm.backend)
+        await app.start()
+        try:
+            async with unix_channel(config.admin_socket) as channel:
+                await live(AdminServiceStub(channel), config, hsm, tmp_path)
+        finally:
+            await app.stop()
+        login = ("--token-label", hsm.label, "--login", "--pin", hsm.pin.decode())
+        left = hsm.tool("pkcs11-tool", "--module", str(hsm.library), *login, "--list-objects")
+    assert "Object" not in left
+
+
+async def live(operator: AdminServiceStub, config: BrokerConfig, hsm: Pkcs11Token, directory: Path) -> None:
+    """Two keys in one token, a pool: made, certified, renewed while they work, retired."""
+    await operator.AddVm(pb.AddVmRequest(name=VM))
+    for name in ("one", "two"):
+        uri = f"pkcs11:{hsm.locator(name)}"
+        with refused("CONFLICT", "no ML_DSA_65 keys"):
+            await created(operator, name, uri, hsm, pb.KEY_ALGORITHM_ML_DSA_65)
+        await created(operator, name, uri, hsm, pb.KEY_ALGORITHM_P256)
+        request = pb.CreateCertificateRequestRequest(name=name, subject=f"CN={VM}", dns_names=[VM])
+        csr = (await operator.CreateCertificateRequest(request)).certificate_request
+        await install(operator, issued(csr), name)
+        anchors = [pki().root.certificate_der]
+        await operator.InstallTrust(pb.InstallTrustRequest(name=name, anchors=anchors))
+        await operator.Bind(pb.BindRequest(vm=VM, token=name, name="web"))
+    async with unix_channel(config.link_socket(VM)) as channel:
+        load = Load(TokenServiceStub(channel), server_context(directory), "web")
+        async with load.of(4):
+            await load.more(10)
+            chain = issued(await renewal(operator, "one"))
+            await install(operator, chain, "one")
+            await load.more(10, "one")
+            with refused("CONFLICT", "belongs to another key"):
+                await install(operator, client_identity(name=VM).chain_der, "one")
+            await renewed_with_a_new_key(operator, load)
+            await operator.RetireToken(pb.RetireTokenRequest(name="one", unbind=True))
+            await load.more(10, "two")
+    await operator.RetireToken(pb.RetireTokenRequest(name="two", unbind=True))
+    retired = (await operator.ListRetiredTokens(pb.ListRetiredTokensRequest())).tokens
+    assert load.failed == []
+    assert set(load.served) == {"one", "two"}
+    assert serial_of(chain) in load.serials
+    assert [(token.name, token.key_destroyed) for token in retired] == [("two", True), ("one", True)]
+
+
+async def renewed_with_a_new_key(operator: AdminServiceStub, load: Load) -> None:
+    """The other key of the pool makes the handshakes meanwhile."""
+    csr = await renewal(operator, "two", new_key=True, algorithm=pb.KEY_ALGORITHM_P384)
+    await load.more(5, "one")
+    await install(operator, issued(csr), "two")
+    await load.more(5, "two")
+
+
+async def created(
+    operator: AdminServiceStub, name: str, uri: str, hsm: Pkcs11Token, algorithm: pb.KeyAlgorithm.ValueType
+) -> None:
+    request = pb.CreateTokenRequest(name=name, uri=uri, algorithm=algorithm, existing=True, user_pin=hsm.pin)
+    await operator.CreateToken(request)
