@@ -51,6 +51,9 @@ ReadPins = Callable[[], PinState]
 _MOST_REFUSED: Final = 256
 """Digests of refused PINs kept for each PIN of a token: more than anybody gives while it stays the same."""
 
+_FEWEST: Final = 3
+"""Tries of a code at first, when the token tells nothing: no card has fewer."""
+
 _LONGEST_CODE: Final = 8
 """Octets of an operator PIN that also unblocks; the management key of a PIV card is longer, and does not."""
 
@@ -326,28 +329,37 @@ class PinKeeper:
 
     @contextmanager
     def _by_hand(self, token: str, code: SecretBytes, read: ReadPins) -> Iterator[None]:
-        """A code that the operator gave; it is not kept, only its digest if it is refused."""
+        """A code that the operator gave; it is not kept, only its digest if it is refused.
+
+        Where the token does not tell the tries of its code, those that it lost here are counted.
+        """
         role = PinRole.OPERATOR
         self.told(token, state := read())
-        tries = state.operator_tries_left
-        self._settle(token, role, tries)
+        told = state.operator_tries_left
+        self._settle(token, role, told)
         record = self.record(token, role)
         if self._digest(token, role, code) in record.refused:
             raise _refused_code(token, record.tries_left)
-        if tries is not None and tries <= self._reserve:
-            raise _too_few(token, role, tries)
-        self._mark(token, role, candidate := _Candidate(code, Presented.BY_HAND, tries), None)
+        left = told if told is not None else record.tries_left
+        if left is not None and left <= self._reserve:
+            raise _too_few(token, role, left)
+        self._mark(token, role, candidate := _Candidate(code, Presented.BY_HAND, told), None)
+        if told is None:
+            self._must_put(token, role, replace(self.record(token, role), tries_left=(left or _FEWEST) - 1))
         try:
             yield
         except PinRejected as error:
-            self._wipe(token, role, Presented.BY_HAND, None if tries is None else error.retries_left)
+            self._wipe(token, role, Presented.BY_HAND, error.retries_left)
             raise _refused_code(token, error.retries_left) from error
         except TokenUnavailable:
             raise
         except VmTokenError:
             self._unmark(token, role, candidate)
+            self._put(token, role, replace(self.record(token, role), tries_left=left))
             raise
         self._unmark(token, role, candidate)
+        if told is None:
+            self._put(token, role, replace(self.record(token, role), tries_left=None))
 
     def _check_settled(self, token: str) -> None:
         if not self.is_settled(token):

@@ -28,6 +28,9 @@ class PinCard:
     tells: bool = True
     """Whether it tells its counters, as a PKCS#11 token does not."""
 
+    tells_of_operator: bool = True
+    """As a PIV card does not of its PUK."""
+
     tries_left: int = TRIES
     operator_tries_left: int = OPERATOR_TRIES
     attempts: list[bytes] = field(default_factory=list)
@@ -38,7 +41,7 @@ class PinCard:
     def read(self) -> PinState:
         if not self.tells:
             return PinState(None)
-        return PinState(self.tries_left, TRIES, self.operator_tries_left)
+        return PinState(self.tries_left, TRIES, self.operator_tries_left if self.tells_of_operator else None)
 
     def open(self, pin: SecretBytes | None) -> str:
         assert pin is not None, "the card needs its PIN"

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import grpc.aio
 import msgspec
@@ -24,22 +25,26 @@ import pytest
 
 from dom0_broker.app import App
 from dom0_broker.audit import verify
-from dom0_broker.backends.base import Pins, TokenBackend
+from dom0_broker.backends.base import Kept, Pins, PinState, TokenBackend, TokenIssuer
+from dom0_broker.backends.pcsc.applications import PivUse
 from dom0_broker.backends.registry import BackendSettings, backend_for
 from dom0_broker.backends.software import pin as software_pin
 from dom0_broker.backends.software.backend import SoftwareBackend
-from dom0_broker.backends.software.element import SoftwareElement
-from dom0_broker.backends.software.keystore import Keystore
+from dom0_broker.backends.software.element import Applications, ElementOptions, SoftwareElement
+from dom0_broker.backends.software.keystore import Contents, Keystore
 from dom0_broker.backends.software.pin import StoredPin
+from dom0_broker.backends.software.piv_store import PivSecrets
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.config import BrokerConfig
 from dom0_broker.store import PinRole
 from tests.support.broker_app import WEB01, Stream, agent_of, broker_config
 from tests.support.cards import personalise
 from tests.support.pki import client_identity
+from vmtoken.cards.piv_codes import Slot
 from vmtoken.errors import TokenUnavailable, VmTokenError
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.secret import SecretBytes
+from vmtoken.token import HandshakeToken
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1 import token_service_pb2
 from vmtoken.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -47,7 +52,8 @@ from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
 
 ROUNDS = 1000
 RESERVE = 1
-USER, OPERATOR = b"1234", b"87654321"
+USER, OPERATOR = b"123456", b"87654321"
+MANAGEMENT_KEY = SecretBytes(bytes(range(32)))
 TOKENS = ("right", "wrong", "none", "file")
 
 _PIN_COMMANDS = (0x20, 0x24, 0x2C)
@@ -67,6 +73,8 @@ class SoftCards:
     """Share of commands with a PIN whose answer is lost."""
 
     backend: SoftwareBackend | None = None
+    operator: ClassVar[bytes] = OPERATOR
+    """What opens them for personalisation."""
 
     @functools.cached_property
     def sealing_key(self) -> SecretBytes:
@@ -110,16 +118,21 @@ class SoftCards:
 
     def tries_left(self, name: str) -> tuple[int, int]:
         """Of user and operator PIN, as the card keeps them."""
-        path = self.state / f"elements/{name}.element"
-        contents = Keystore.load(path, self.sealing_key).contents
+        contents = self._contents(name)
         return contents.user_pin.tries_left, contents.operator_pin.tries_left
 
     def restore(self, name: str) -> None:
         """The owner gives the right PIN elsewhere: all tries of the user PIN are back."""
         assert self.backend is not None
         keystore = self.backend._keystore(name)
-        contents = keystore.contents
-        keystore.save(msgspec.structs.replace(contents, user_pin=contents.user_pin.restored()))
+        keystore.save(self.restored(keystore.contents))
+
+    def restored(self, contents: Contents) -> Contents:
+        """With all tries of the user PIN."""
+        return msgspec.structs.replace(contents, user_pin=contents.user_pin.restored())
+
+    def _contents(self, name: str) -> Contents:
+        return Keystore.load(self.state / f"elements/{name}.element", self.sealing_key).contents
 
     def _losing(self, transmit: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
         def lossy(command: bytes) -> bytes:
@@ -131,6 +144,92 @@ class SoftCards:
             raise TokenUnavailable("The card was pulled.")
 
         return lossy
+
+
+_PIV = ElementOptions(applications=Applications.PIV)
+
+
+@dataclass
+class PivCards(SoftCards):
+    """PIV cards, whose keys the broker's engine makes tokens of; without readers."""
+
+    operator: ClassVar[bytes] = MANAGEMENT_KEY.reveal().hex().encode()
+
+    def backend_for(self, scheme: str, settings: BackendSettings) -> TokenBackend:
+        self.backend = SoftwareBackend(settings.elements_directory, settings.sealing_key, options=_PIV)
+        return _PivBackend(self, settings.pin_reserve)
+
+    def make(self, name: str) -> str:
+        secrets = PivSecrets(SecretBytes(USER), SecretBytes(OPERATOR), MANAGEMENT_KEY)
+        backend = SoftwareBackend(self.state / "elements", self.sealing_key, options=_PIV)
+        backend.create(name, Pins(SecretBytes(USER), SecretBytes(OPERATOR)), secrets)
+        return f"piv:{name}"
+
+    def tries_left(self, name: str) -> tuple[int, int]:
+        """Of PIN and PUK."""
+        piv = self._contents(name).piv
+        assert piv is not None
+        return piv.pin.tries_left, piv.puk.tries_left
+
+    def restored(self, contents: Contents) -> Contents:
+        piv = contents.piv
+        assert piv is not None
+        fresh = msgspec.structs.replace(piv, pin=piv.pin.restored(), puk=piv.puk.restored())
+        return msgspec.structs.replace(contents, piv=fresh)
+
+    def use(self, name: str, reserve: int) -> PivUse:
+        """One use of a card."""
+        assert self.backend is not None
+        card = self.backend.connect(name)
+        card.transmit = self._losing(card.transmit)  # type: ignore[method-assign]
+        return PivUse(_InReader(card), reserve, Slot.AUTHENTICATION)  # type: ignore[arg-type]
+
+
+@dataclass
+class _InReader:
+    """What the PC/SC backend adds to a card; here nobody else has it."""
+
+    card: SoftwareElement
+    t0: bool = False
+
+    def transmit(self, command: bytes) -> bytes:
+        return self.card.transmit(command)
+
+    def close(self) -> None:
+        self.card.close()
+
+    def hold(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+class _PivBackend:
+    """`piv:NAME`, as far as tokens are used."""
+
+    def __init__(self, cards: PivCards, reserve: int) -> None:
+        self._use = functools.partial(cards.use, reserve=reserve)
+
+    def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept) -> HandshakeToken:
+        return self._use(locator).token(user_pin, kept)
+
+    def open_issuer(
+        self, locator: str, operator_pin: SecretBytes | None, user_pin: SecretBytes | None = None
+    ) -> TokenIssuer:
+        return self._use(locator).issuer(operator_pin, user_pin)
+
+    def pin_state(self, locator: str) -> PinState:
+        return self._use(locator).pin_state()
+
+    def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
+        self._use(locator).change_user_pin(old_pin, new_pin)
+
+    def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> None:
+        self._use(locator).unblock_user_pin(code, new_pin)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None  # watch, close, present: nothing to do
 
 
 class Siege:
@@ -169,7 +268,7 @@ class Siege:
     async def prepare(self) -> None:
         """A VM has all the tokens."""
         add = self.admin.AddToken
-        pins = {"right": (USER, OPERATOR), "wrong": (self.new_wrong(), self.new_wrong())}
+        pins = {"right": (USER, self.cards.operator), "wrong": (self.new_wrong(), self.new_wrong())}
         for name in TOKENS:
             user, operator = pins.get(name, (b"", b""))
             uri = self.cards.make(name)
@@ -300,7 +399,7 @@ async def siege(config: BrokerConfig, cards: SoftCards, dice: random.Random) -> 
         await it.stop()
 
 
-@pytest.mark.parametrize("kind", [SoftCards], ids=["soft"])
+@pytest.mark.parametrize("kind", [SoftCards, PivCards], ids=["soft", "piv"])
 @pytest.mark.parametrize("seed", [int(os.environ.get("VMTOKEN_SEED", "20261126"))])
 async def test_no_try_is_lost_twice_in_a_thousand_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[SoftCards], seed: int

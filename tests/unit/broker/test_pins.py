@@ -319,6 +319,18 @@ def test_code_whose_answer_was_lost_is_settled_by_the_counter(host: Host, lost: 
     assert host.issue() == "open"  # what is kept was not what was refused
 
 
+def test_reserve_of_a_code_whose_counter_nobody_tells_is_counted(host: Host) -> None:
+    host.card.tells_of_operator, host.card.operator_tries_left = False, 3
+    host.add()
+    host.card.after = once(pulled())
+    fails(lambda: host.unblock(WRONG), TokenUnavailable, times=1)
+    host.start()
+    with pytest.raises(PinRejected, match="1 try"):
+        host.unblock(NEW)
+    fails(lambda: host.unblock(SecretBytes(b"00000000")), PinBlocked)
+    assert host.card.operator_tries_left == 1
+
+
 def test_right_pin_is_not_lost_while_the_earlier_one_is_in_doubt(host: Host) -> None:
     host.add(user=WRONG)
     host.card.after = once(pulled())
