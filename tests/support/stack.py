@@ -174,13 +174,15 @@ def personalise(admin_socket: Path, kinds: Sequence[KeyKind], vm: str = VM) -> N
         service = AdminServiceStub(channel)
         service.AddVm(admin.AddVmRequest(name=vm))
         for kind in kinds:
-            _make_card(service, kind)
+            request = admin.CreateTokenRequest(name=kind.value, algorithm=ALGORITHMS[kind])
+            give_identity(service, request)
             service.Bind(admin.BindRequest(vm=vm, token=kind.value))
 
 
-def _make_card(service: AdminServiceStub, kind: KeyKind) -> None:
-    name = kind.value
-    service.CreateToken(admin.CreateTokenRequest(name=name, algorithm=ALGORITHMS[kind]))
+def give_identity(service: AdminServiceStub, token: admin.CreateTokenRequest) -> None:
+    """Have a key made in a token, a certificate for `web01` and the root of the test servers put there."""
+    name = token.name
+    service.CreateToken(token)
     answer = service.CreateCertificateRequest(
         admin.CreateCertificateRequestRequest(name=name, subject=f"CN={VM}", dns_names=[VM])
     )

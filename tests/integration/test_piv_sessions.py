@@ -1,0 +1,74 @@
+"""A VM with a PIV card: agent, broker and pcscd in processes of their own, OpenSSL as the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cards import NAME
+from tests.support.pcscd import pcscd
+from tests.support.piv import SECRETS, management_key, piv_backend
+from tests.support.servers import PROGRAMS, TLS_1_2, TLS_1_3, ServerOptions
+from tests.support.stack import VM, Stack, give_identity
+from tests.support.stack_client import StackClient
+from vmtoken.cards.piv_session import PivSession
+from vmtoken.v1 import admin_service_pb2 as admin
+from vmtoken.v1 import token_pb2
+
+pytestmark = pytest.mark.pcsc
+
+ALGORITHMS = {
+    "9a": admin.KEY_ALGORITHM_P256,
+    "9c": admin.KEY_ALGORITHM_RSA2048,
+    "82": admin.KEY_ALGORITHM_P384,
+}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The keys in three slots of one card are three tokens of the VM, made as the operator makes them."""
+    backend = piv_backend(tmp_path_factory.mktemp("elements"))
+    card = PivSession(backend.connect(NAME), None)
+    serial = card.serial
+    card.close()
+    with pcscd(tmp_path_factory.mktemp("pcscd"), readers=1) as daemon:
+        settings = f'[[pcsc]]\nsocket = "{daemon.socket_path}"\n'
+        with (
+            daemon.readers[0].holding(backend.connect(NAME)),
+            Stack.running((), broker_settings=settings) as stack,
+        ):
+            for slot, algorithm in ALGORITHMS.items():
+                personalise(stack, slot, f"pcsc:serial={serial};slot={slot}", algorithm)
+            yield stack
+
+
+def personalise(stack: Stack, slot: str, uri: str, algorithm: admin.KeyAlgorithm) -> None:
+    with stack.administration() as operator:
+        token = admin.CreateTokenRequest(
+            name=slot,
+            uri=uri,
+            algorithm=algorithm,
+            existing=True,
+            user_pin=SECRETS.pin.reveal(),
+            operator_pin=management_key().reveal(),
+        )
+        give_identity(operator, token)
+        operator.Bind(admin.BindRequest(vm=VM, token=slot))
+
+
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+def test_vm_has_sessions_with_all_keys_of_one_card(stack: Stack, tmp_path: Path, version: str) -> None:
+    options = ServerOptions(minimum=version, maximum=version)
+    with StackClient.of(stack) as client, PROGRAMS["openssl"].serve(tmp_path, options) as server:
+        for resumed in (False, True):
+            for slot in ALGORITHMS:
+                session = client.connect_to(server.port, token=slot, server_name=server.server_name)
+                conversation = server.talk(session)
+                assert conversation.seen().client == VM
+                conversation.echo(b"question")
+                assert session.resumed is resumed
+                assert session.client_certificate_sent or resumed
+                assert session.info.assurance == token_pb2.ASSURANCE_SOFTWARE
+                session.close()
