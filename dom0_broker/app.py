@@ -25,6 +25,7 @@ from dom0_broker.backends.registry import (
 )
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.broker import Broker
+from dom0_broker.card_events import CardEvents
 from dom0_broker.config import AuditSync, BrokerConfig, read_config, split_address
 from dom0_broker.domains import DomainIdentity
 from dom0_broker.elements import Elements
@@ -95,7 +96,10 @@ class App:
         self._store = Store(config.database)
         reserve = config.limits.pin_reserve
         self._pins = PinKeeper(self._store, safe, self._clock, self._report, reserve=reserve)
-        elements = Elements(lambda scheme: backends(scheme, settings), self._pins)
+        self._events = CardEvents(self._cards_changed)
+        self._elements = elements = Elements(
+            lambda scheme: backends(scheme, settings), self._pins, changed=self._events.changed
+        )
         self._desk = self._new_desk(elements)
         self._observer = Observer(self._desk, self._pins, self._started)
         self._probes = Probes(self._desk.inventory, self._clock)
@@ -142,7 +146,9 @@ class App:
         await self.links.close()
         await self._admin.close()
         await self._probes.close()
+        self._events.close()
         await self._desk.inventory.close()
+        await asyncio.to_thread(self._elements.close)
         for task in (self._warm_up, self._housekeeping, self._textfile):
             if task is not None:
                 task.cancel()
@@ -175,6 +181,9 @@ class App:
         fields = {"rules": len(policy.rules)}
         await recorded(self._desk.audit, "policy-loaded", fields)
         return policy, changed
+
+    def _cards_changed(self, scheme: str) -> None:
+        self._desk.inventory.cards_changed(scheme, self._elements.is_present)
 
     def _new_desk(self, elements: Elements) -> Desk:
         config, clock = self.config, self._clock

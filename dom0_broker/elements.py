@@ -6,10 +6,12 @@ import contextlib
 import functools
 import secrets
 import string
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
+from dom0_broker.backends.base import FoundToken, Pins, TokenBackend, TokenIssuer
+from dom0_broker.backends.registry import SCHEMES
 from dom0_broker.pins import PinKeeper
 from dom0_broker.store import PinRole, TokenRecord
 from vmtoken.errors import (
@@ -35,9 +37,22 @@ _PIN_LENGTH: Final = 8
 class Elements:
     """Makes, opens and deletes what is behind tokens. Methods block."""
 
-    def __init__(self, backend_for: BackendFor, pins: PinKeeper) -> None:
-        self._backend_for = functools.cache(backend_for)  # a backend knows what it has open
+    def __init__(
+        self,
+        backend_for: BackendFor,
+        pins: PinKeeper,
+        *,
+        schemes: Sequence[str] = SCHEMES,
+        changed: Callable[[str], None] = lambda scheme: None,
+    ) -> None:
+        """`changed` is called, in any thread, when tokens of a scheme came or went."""
+        self._make = backend_for
         self._pins = pins
+        self._schemes = schemes
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._backends: dict[str, TokenBackend] = {}
+        """Made when first used, and once: a backend knows what it has open."""
 
     def open(self, record: TokenRecord) -> HandshakeToken:
         """The card behind a token, with its user PIN. Called in the token's thread."""
@@ -108,6 +123,27 @@ class Elements:
             lambda given, new: backend.unblock_user_pin(locator, given, new),
         )
 
+    def discover(self) -> list[FoundToken]:
+        """What could be made a token, over all schemes."""
+        return [found for scheme in self._schemes for found in self._discover(scheme)]
+
+    def is_present(self, record: TokenRecord) -> bool:
+        """Whether a token is there, as far as that is known without asking it."""
+        backend, locator = self._backend(record.uri)
+        return backend.present(locator)
+
+    def reset(self, record: TokenRecord) -> None:
+        """Get a token that hangs going again; errors as `open`."""
+        backend, locator = self._backend(record.uri)
+        backend.reset(locator)
+
+    def close(self) -> None:
+        """Stop what watches and works in the background."""
+        with self._lock:
+            backends = list(self._backends.values())
+        for backend in backends:
+            backend.close()
+
     def delete(self, record: TokenRecord) -> None:
         """Destroy the element and its key; it may be gone already."""
         backend, locator = self._backend(record.uri)
@@ -115,8 +151,9 @@ class Elements:
             backend.delete(locator)
 
     def record(self, name: str, uri: str) -> TokenRecord:
-        """What the store keeps of a token. Raises `InvalidRequest` for a URI of no known scheme."""
-        self._backend(uri)
+        """What the store keeps of a token. Raises `InvalidRequest` for a URI that makes no sense."""
+        backend, locator = self._backend(uri)
+        backend.present(locator)
         return TokenRecord(name, uri)
 
     def _settle(self, record: TokenRecord) -> None:
@@ -140,6 +177,20 @@ class Elements:
         if not colon or not locator:
             raise InvalidRequest(f"The URI '{uri}' is not one of a token; an example is soft:web01.")
         return self._backend_for(scheme), locator
+
+    def _backend_for(self, scheme: str) -> TokenBackend:
+        with self._lock:
+            backend = self._backends.get(scheme)
+            if backend is None:
+                self._backends[scheme] = backend = self._make(scheme)
+                backend.watch(functools.partial(self._changed, scheme))
+            return backend
+
+    def _discover(self, scheme: str) -> Sequence[FoundToken]:
+        try:
+            return self._backend_for(scheme).discover()
+        except VmTokenError as error:
+            return [FoundToken("", f"{scheme}:", problem=error.message)]
 
 
 def random_pins() -> Pins:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -240,6 +241,12 @@ class Inventory:
             for binding in [each for each, tokens in vm.bindings.items() if name in tokens]:
                 self._unbind(vm, binding, name)
         del self._tokens[name]
+
+    def cards_changed(self, scheme: str, is_present: Callable[[TokenRecord], bool]) -> None:
+        """Tokens of a scheme came or went; `is_present` tells which, in the tokens' threads."""
+        for token in self._tokens.values():
+            if token.record.uri.startswith(f"{scheme}:"):
+                token.worker.look_again(functools.partial(is_present, token.record))
 
     def bind(self, binding: BindingRecord) -> None:
         """A VM may use a token."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dom0_broker.administration import recorded
 from dom0_broker.audit import Fields
-from dom0_broker.backends.base import Kept, TokenIssuer
+from dom0_broker.backends.base import FoundToken, Kept, TokenIssuer
 from dom0_broker.certificates import check_chain, is_valid, names_to_renew
 from dom0_broker.domains import checked_name
 from dom0_broker.elements import Elements, random_pins
@@ -110,6 +110,20 @@ class TokenAdministration:
                 raise
             self._desk.sessions.forget_token(name)
             await self._record("token-destroyed" if destroy else "token-removed", token)
+
+    async def discover(self) -> list[tuple[FoundToken, Token | None]]:
+        """What could be made a token, and which token it is already."""
+        found = await asyncio.to_thread(self._elements.discover)
+        known = {_full_uri(token.record.uri): token for token in self._desk.inventory.tokens()}
+        return [(each, known.get(_full_uri(each.uri))) for each in found]
+
+    async def reset(self, name: str) -> Token:
+        """Get a token that hangs going again, and open it anew. Raises `NotFound`, `TokenUnavailable`."""
+        token = self._desk.inventory.token(name)
+        await asyncio.to_thread(self._elements.reset, token.record)
+        token.worker.look_again(lambda: False)
+        await self._record("token-reset", token)
+        return token
 
     async def certificate_request(self, name: str, subject: str, dns_names: Sequence[str]) -> bytes:
         """PKCS#10, DER, signed inside the token. Raises `NotFound`, `InvalidRequest`, card errors."""
@@ -242,3 +256,8 @@ class TokenAdministration:
 
     async def _record(self, event: str, token: Token, fields: Fields | None = None) -> None:
         await recorded(self._desk.audit, event, {"token": token.name, **(fields or {})})
+
+
+def _full_uri(uri: str) -> str:
+    """Two URIs of one token as the same text: the usual slot of a PIV card may be left out."""
+    return uri.lower().removesuffix(";slot=9a")

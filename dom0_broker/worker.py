@@ -98,6 +98,12 @@ class TokenWorker:
         posted = self._enqueue(lambda: self._card.use_if_open(job))
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())
 
+    def look_again(self, is_present: Callable[[], bool]) -> None:
+        """Cards came or went: give up an open one that is gone, open at once one that could not be had."""
+        if not self._stopped:
+            posted = self._enqueue(lambda: self._card.look_again(is_present))
+            posted.add_done_callback(lambda future: future.cancelled() or future.exception())
+
     async def stop(self) -> bool:
         """Close the token and end the thread; False when the card hangs and the thread is left behind."""
         self._stopped = True
@@ -226,6 +232,16 @@ class _Card:
     def use_if_open(self, job: Callable[[HandshakeToken], None]) -> None:
         if self._token is not None:
             self.use(job)
+
+    def look_again(self, is_present: Callable[[], bool]) -> None:
+        if self._token is not None:
+            if is_present():
+                return
+            self.drop()  # opening it says why
+        elif not isinstance(self.problem, TokenUnavailable):
+            return  # a PIN is not tried again for that
+        self._pause, self._not_before = 0.0, 0.0
+        self._open()
 
     def drop(self) -> None:
         token, self._token = self._token, None

@@ -148,6 +148,10 @@ class TokenBackend(Protocol):
         """What is there and could be made a token, in a lasting order; owned tokens are not disturbed."""
         ...
 
+    def present(self, locator: str) -> bool:
+        """Whether it is there, as far as that is known without asking it. Raises `InvalidRequest`."""
+        ...
+
     def reset(self, locator: str) -> None:
         """Get a card or module that hangs going again, as far as that is possible. Errors as `open`."""
         ...

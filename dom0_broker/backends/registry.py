@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from dom0_broker.backends.base import Pins, TokenBackend, TokenIssuer
 from dom0_broker.backends.pcsc.settings import PcscdSettings
@@ -13,6 +13,7 @@ from vmtoken.errors import InvalidRequest
 from vmtoken.secret import SecretBytes
 
 __all__ = [
+    "SCHEMES",
     "BackendSettings",
     "PcscdSettings",
     "Pins",
@@ -21,6 +22,9 @@ __all__ = [
     "TokenIssuer",
     "backend_for",
 ]
+
+SCHEMES: Final = ("soft", "pcsc", "pkcs11")
+"""What `backend_for` knows, in the order in which tokens are shown."""
 
 
 @dataclass(frozen=True, slots=True)

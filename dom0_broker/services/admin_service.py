@@ -22,6 +22,7 @@ from dom0_broker.personalisation import KeyAlgorithm, TokenAdministration
 from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.policy import Outcome, Policy, PolicyError
 from dom0_broker.retirement import TokenRetirement
+from dom0_broker.services.found import convert_found
 from dom0_broker.services.pins import convert_pins
 from dom0_broker.sessions import Summary
 from dom0_broker.store import PinRole, RetiredToken, VmRecord
@@ -197,6 +198,18 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         """Forget a token."""
         await self._tokens.remove(request.name, destroy=request.destroy)
         return pb.RemoveTokenResponse()
+
+    async def DiscoverTokens(
+        self, request: pb.DiscoverTokensRequest, context: Context
+    ) -> pb.DiscoverTokensResponse:
+        """What could be made a token."""
+        found = await self._tokens.discover()
+        return pb.DiscoverTokensResponse(tokens=[convert_found(each, token) for each, token in found])
+
+    async def ResetToken(self, request: pb.ResetTokenRequest, context: Context) -> pb.ResetTokenResponse:
+        """Get a token going again."""
+        token = await self._tokens.reset(request.name)
+        return pb.ResetTokenResponse(token=self._token(token, await token.state()))
 
     async def CreateCertificateRequest(
         self, request: pb.CreateCertificateRequestRequest, context: Context

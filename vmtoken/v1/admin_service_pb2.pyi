@@ -1893,3 +1893,152 @@ class PolicyOutcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyOutcome: _TypeAlias = PolicyOutcome  # noqa: Y015
+
+@_typing.final
+class DiscoverTokensRequest(_message.Message):
+    """Nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscoverTokensRequest: _TypeAlias = DiscoverTokensRequest  # noqa: Y015
+
+@_typing.final
+class DiscoverTokensResponse(_message.Message):
+    """All that was found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundToken]:
+        """By kind and place."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___FoundToken] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscoverTokensResponse: _TypeAlias = DiscoverTokensResponse  # noqa: Y015
+
+@_typing.final
+class FoundToken(_message.Message):
+    """Something that could be made a token, or is one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    ATR_FIELD_NUMBER: _builtins.int
+    APPLICATION_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    PIN_TRIES_LEFT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """For AddToken; empty for what is of no use here."""
+    place: _builtins.str
+    """Where it is just now, for people: the reader, the slot of a module, a file."""
+    atr: _builtins.bytes
+    """Answer to reset; empty where there is none."""
+    application: _builtins.str
+    """For people, such as "PIV, slot 9A"."""
+    serial: _builtins.str
+    """Serial number, hexadecimal."""
+    certificate: _builtins.bytes
+    """The leaf, DER; empty without one, or when it is told under a PIN only."""
+    pin_tries_left: _builtins.int
+    """Tries of the user PIN that are left; not set when it does not tell."""
+    problem: _builtins.str
+    """Why it cannot be used just now, one sentence; empty when all is well."""
+    token: _builtins.str
+    """Name of the token that it is already; empty if it is none."""
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For people, such as "TLS 1.3" or "ECDSA_SECP256R1_SHA256"."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        place: _builtins.str = ...,
+        atr: _builtins.bytes = ...,
+        application: _builtins.str = ...,
+        serial: _builtins.str = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        certificate: _builtins.bytes = ...,
+        pin_tries_left: _builtins.int | None = ...,
+        problem: _builtins.str = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pin_tries_left", b"_pin_tries_left", "pin_tries_left", b"pin_tries_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pin_tries_left", b"_pin_tries_left", "application", b"application", "atr", b"atr", "capabilities", b"capabilities", "certificate", b"certificate", "pin_tries_left", b"pin_tries_left", "place", b"place", "problem", b"problem", "serial", b"serial", "token", b"token", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pin_tries_left: _TypeAlias = _typing.Literal["pin_tries_left"]  # noqa: Y015
+    _WhichOneofArgType__pin_tries_left: _TypeAlias = _typing.Literal["_pin_tries_left", b"_pin_tries_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pin_tries_left) -> _WhichOneofReturnType__pin_tries_left | None: ...
+
+Global___FoundToken: _TypeAlias = FoundToken  # noqa: Y015
+
+@_typing.final
+class ResetTokenRequest(_message.Message):
+    """Which token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTokenRequest: _TypeAlias = ResetTokenRequest  # noqa: Y015
+
+@_typing.final
+class ResetTokenResponse(_message.Message):
+    """How it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def token(self) -> Global___TokenStatus:
+        """The token, opened anew."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___TokenStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetTokenResponse: _TypeAlias = ResetTokenResponse  # noqa: Y015

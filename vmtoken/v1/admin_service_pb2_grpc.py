@@ -116,6 +116,16 @@ class AdminServiceStub:
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensRequest.SerializeToString,
                 response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensResponse.FromString,
                 _registered_method=True)
+        self.DiscoverTokens = channel.unary_unary(
+                '/vmtoken.v1.AdminService/DiscoverTokens',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.DiscoverTokensRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.DiscoverTokensResponse.FromString,
+                _registered_method=True)
+        self.ResetToken = channel.unary_unary(
+                '/vmtoken.v1.AdminService/ResetToken',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ResetTokenRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ResetTokenResponse.FromString,
+                _registered_method=True)
         self.CreateCertificateRequest = channel.unary_unary(
                 '/vmtoken.v1.AdminService/CreateCertificateRequest',
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.CreateCertificateRequestRequest.SerializeToString,
@@ -288,6 +298,20 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscoverTokens(self, request, context):
+        """What is there and could be made a token: cards in readers, keys behind modules, software elements.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetToken(self, request, context):
+        """Gets a token that hangs going again, as far as that is possible, and opens it anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateCertificateRequest(self, request, context):
         """A PKCS#10 request, signed inside the token.
         """
@@ -442,6 +466,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListRetiredTokens,
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensRequest.FromString,
                     response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensResponse.SerializeToString,
+            ),
+            'DiscoverTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscoverTokens,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.DiscoverTokensRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.DiscoverTokensResponse.SerializeToString,
+            ),
+            'ResetToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetToken,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.ResetTokenRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ResetTokenResponse.SerializeToString,
             ),
             'CreateCertificateRequest': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateCertificateRequest,
@@ -928,6 +962,60 @@ class AdminService:
             '/vmtoken.v1.AdminService/ListRetiredTokens',
             vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensRequest.SerializeToString,
             vmtoken_dot_v1_dot_admin__service__pb2.ListRetiredTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscoverTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/DiscoverTokens',
+            vmtoken_dot_v1_dot_admin__service__pb2.DiscoverTokensRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.DiscoverTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/ResetToken',
+            vmtoken_dot_v1_dot_admin__service__pb2.ResetTokenRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.ResetTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

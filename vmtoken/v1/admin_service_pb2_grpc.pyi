@@ -72,6 +72,10 @@ class AdminServiceStub:
     """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
     ListRetiredTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRetiredTokensRequest, _admin_service_pb2.ListRetiredTokensResponse]
     """Tokens that have been."""
+    DiscoverTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DiscoverTokensRequest, _admin_service_pb2.DiscoverTokensResponse]
+    """What is there and could be made a token: cards in readers, keys behind modules, software elements."""
+    ResetToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ResetTokenRequest, _admin_service_pb2.ResetTokenResponse]
+    """Gets a token that hangs going again, as far as that is possible, and opens it anew."""
     CreateCertificateRequest: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateCertificateRequestRequest, _admin_service_pb2.CreateCertificateRequestResponse]
     """A PKCS#10 request, signed inside the token."""
     InstallCertificate: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.InstallCertificateRequest, _admin_service_pb2.InstallCertificateResponse]
@@ -140,6 +144,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
     ListRetiredTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRetiredTokensRequest, _admin_service_pb2.ListRetiredTokensResponse]  # type: ignore[assignment]
     """Tokens that have been."""
+    DiscoverTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DiscoverTokensRequest, _admin_service_pb2.DiscoverTokensResponse]  # type: ignore[assignment]
+    """What is there and could be made a token: cards in readers, keys behind modules, software elements."""
+    ResetToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ResetTokenRequest, _admin_service_pb2.ResetTokenResponse]  # type: ignore[assignment]
+    """Gets a token that hangs going again, as far as that is possible, and opens it anew."""
     CreateCertificateRequest: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateCertificateRequestRequest, _admin_service_pb2.CreateCertificateRequestResponse]  # type: ignore[assignment]
     """A PKCS#10 request, signed inside the token."""
     InstallCertificate: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.InstallCertificateRequest, _admin_service_pb2.InstallCertificateResponse]  # type: ignore[assignment]
@@ -301,6 +309,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListRetiredTokensResponse, _abc.Awaitable[_admin_service_pb2.ListRetiredTokensResponse]]:
         """Tokens that have been."""
+
+    @_abc_1.abstractmethod
+    def DiscoverTokens(
+        self,
+        request: _admin_service_pb2.DiscoverTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DiscoverTokensResponse, _abc.Awaitable[_admin_service_pb2.DiscoverTokensResponse]]:
+        """What is there and could be made a token: cards in readers, keys behind modules, software elements."""
+
+    @_abc_1.abstractmethod
+    def ResetToken(
+        self,
+        request: _admin_service_pb2.ResetTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ResetTokenResponse, _abc.Awaitable[_admin_service_pb2.ResetTokenResponse]]:
+        """Gets a token that hangs going again, as far as that is possible, and opens it anew."""
 
     @_abc_1.abstractmethod
     def CreateCertificateRequest(

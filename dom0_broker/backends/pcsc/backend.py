@@ -11,7 +11,13 @@ from typing import Final, NoReturn
 from dom0_broker.backends.base import NOTHING_KEPT, FoundToken, Kept, Pins, PinState, TokenIssuer
 from dom0_broker.backends.pcsc.applications import CardUse, card_use
 from dom0_broker.backends.pcsc.daemon import Pcscd
-from dom0_broker.backends.pcsc.directory import CardDirectory, Entry, check_application, slot_meant
+from dom0_broker.backends.pcsc.directory import (
+    CardDirectory,
+    CardReplaced,
+    Entry,
+    check_application,
+    slot_meant,
+)
 from dom0_broker.backends.pcsc.locator import CardLocator
 from dom0_broker.backends.pcsc.settings import PcscdSettings
 from dom0_broker.backends.pcsc.sharing import CardTable, SharedConnection
@@ -131,8 +137,10 @@ class PcscBackend:
         try:
             connection.hold()
             check_application(connection, kind, wanted, slot)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, CardReplaced):
+                self._directory.doubt(entry)
             raise
         return connection, kind, slot
 

@@ -37,6 +37,10 @@ _FIRST_LOOK: Final = 10.0
 """Seconds for pcscd to say what is there, and for a card to say what it is."""
 
 
+class CardReplaced(TokenUnavailable):
+    """Another card than the one that was read is in the reader."""
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """A card in a reader."""
@@ -96,6 +100,14 @@ class CardDirectory:
                 self._lock.wait(left)
             self._last_seen[wanted] = entry.daemon, entry.reader.name
             return entry
+
+    def doubt(self, entry: Entry) -> None:
+        """A card is not what it was: pcscd misses one that is replaced between two of its looks."""
+        with self._lock:
+            key = entry.daemon, entry.reader.name
+            if self._entries.get(key) is entry:
+                entry = self._entries[key] = Entry(entry.daemon, entry.reader)
+                self._start_reading(entry)
 
     def is_present(self, wanted: CardLocator) -> bool:
         """Whether a card is in a reader, as far as it is known just now."""
@@ -212,11 +224,11 @@ def slot_meant(application: CardApplication, wanted: CardLocator) -> str:
 def check_application(
     connection: SharedConnection, kind: ApplicationKind, wanted: CardLocator, slot: str
 ) -> None:
-    """Make sure that this is the card that is meant, before it is told a PIN. Raises `TokenUnavailable`."""
+    """Make sure that this is the card that is meant, before it is told a PIN. Raises `CardReplaced`."""
     slots = [Slot.of(slot)] if wanted.certificate else []
     found = application_on(connection, kind, t0=connection.t0, slots=slots)
     if found is None or not _matches(found, wanted):
-        raise TokenUnavailable(
+        raise CardReplaced(
             f"The card in the reader '{connection.reader}' was replaced by another one; put that with "
             f"{wanted} back."
         )

@@ -123,6 +123,16 @@ class Pkcs11Backend:
         """See `TokenBackend.discover`: what the configured modules show without a PIN."""
         return [found for path in self._configured for found in self._found_in(path)]
 
+    def present(self, locator: str) -> bool:
+        """See `TokenBackend.present`: as far as modules show it that are in use already."""
+        uri = _uri(locator)
+        with self._lock:
+            modules = [module for module in self._modules.values() if module.describes(uri)]
+        try:
+            return any(_matching(modules, uri, refresh=False))
+        except VmTokenError:
+            return False
+
     def reset(self, locator: str) -> None:
         """See `TokenBackend.reset`: the module is loaded anew, with all its tokens."""
         for library in libraries_of(_uri(locator), self._configured):

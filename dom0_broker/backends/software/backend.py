@@ -115,6 +115,10 @@ class SoftwareBackend:
         paths = sorted(self._directory.glob(f"*{_SUFFIX}"))
         return [FoundToken(f"soft:{path.stem}", str(path), application="software element") for path in paths]
 
+    def present(self, locator: str) -> bool:
+        """See `TokenBackend.present`."""
+        return self._path(locator).exists()
+
     def reset(self, locator: str) -> None:
         """See `TokenBackend.reset`: an element does not hang."""
         self._keystore(locator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dom0_broker.ctl.tokens import life, listing, membership, personalisation, pins
+from dom0_broker.ctl.tokens import discovery, life, listing, membership, personalisation, pins
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -12,5 +12,5 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     group = commands.add_parser("token", help="tokens and their personalisation").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    for part in (membership, listing, personalisation, life, pins):
+    for part in (discovery, membership, listing, personalisation, life, pins):
         part.register(group)
