@@ -137,3 +137,28 @@ async def test_wrong_pin_is_said_and_the_right_one_heals(token: Pkcs11Token, con
             assert (await admin.CreateCertificateRequest(request)).certificate_request
     finally:
         await app.stop()
+
+
+@pytest.mark.parametrize("source", [False, True], ids=["PIN of the operator", "PIN of a file"])
+async def test_key_is_made_in_the_token(
+    token: Pkcs11Token, config: BrokerConfig, tmp_path: Path, source: bool
+) -> None:
+    pin = tmp_path / "lab.pin"
+    pin.touch(0o600)
+    pin.write_bytes(PIN)
+    uri = f"pkcs11:{token.locator('made')}" + (f"?pin-source=file:{pin}" if source else "")
+    app = App(config)
+    await app.start()
+    try:
+        async with unix_channel(config.admin_socket) as channel:
+            admin = AdminServiceStub(channel)
+            create = pb.CreateTokenRequest(
+                name="web", uri=uri, existing=True, user_pin=b"" if source else PIN
+            )
+            made = await admin.CreateToken(create)
+            request = pb.CreateCertificateRequestRequest(name="web", subject="CN=web01")
+            csr = x509.load_der_x509_csr((await admin.CreateCertificateRequest(request)).certificate_request)
+    finally:
+        await app.stop()
+    info = csr.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert info == made.public_key

@@ -34,7 +34,6 @@ from tests.support.pkcs11 import (
 from tests.support.pki import KeyKind, client_identity
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.errors import (
-    AlreadyExists,
     Conflict,
     InvalidRequest,
     PinMissing,
@@ -212,6 +211,12 @@ def test_key_that_is_not_private_needs_no_pin(token: Pkcs11Token) -> None:
         assert key.schemes == (SignatureScheme.ECDSA_SECP256R1_SHA256,)
 
 
+def test_key_behind_a_pin_is_not_opened_without(token: Pkcs11Token) -> None:
+    holder = personalised(token, name="behind")
+    with pytest.raises(PinMissing, match="needs its user PIN"):
+        token.backend.open_key(holder.locator, None)
+
+
 def test_pin_of_a_file_comes_before_another(token: Pkcs11Token, tmp_path: Path) -> None:
     holder = personalised(token, name="sourced")
     pin = tmp_path / "lab.pin"
@@ -319,19 +324,19 @@ def test_destroyed_key_is_gone_with_all_that_belongs_to_it(token: Pkcs11Token) -
     assert "doomed" not in pkcs11_tool(token, "--list-objects")
 
 
-def test_token_is_made_under_a_pin_of_a_file_and_deleted_so(token: Pkcs11Token, tmp_path: Path) -> None:
+def test_pins_of_a_token_are_not_ours_to_choose(token: Pkcs11Token) -> None:
+    with pytest.raises(Conflict, match="vmtokenctl token create"):
+        token.backend.create(token.locator("created"), Pins(SecretBytes(b"random"), SecretBytes(b"random")))
+
+
+def test_key_is_made_under_a_pin_of_a_file_and_deleted_so(token: Pkcs11Token, tmp_path: Path) -> None:
     pin = tmp_path / "lab.pin"
     pin.touch(0o600)
     pin.write_bytes(PIN)
-    random = Pins(SecretBytes(b"random"), SecretBytes(b"random"))
     locator = f"{token.locator('created')}?pin-source=file:{pin}"
-    with pytest.raises(Conflict, match="pin-source"):
-        token.backend.create(token.locator("created"), random)
-    token.backend.create(locator, random)
-    with closing(token.backend.open_issuer(locator, None, SecretBytes(b"random"))) as issuer:
+    with closing(token.backend.open_issuer(locator, None, None)) as issuer:
         issuer.generate_key(KeyAlgorithm.ECDSA_P256)
-    with pytest.raises(AlreadyExists):
-        token.backend.create(locator, random)
+    assert "created" in pkcs11_tool(token, "--list-objects")
     with pytest.raises(Conflict, match="PIN"):
         token.backend.delete(token.locator("created"))
     token.backend.delete(locator)
@@ -376,6 +381,14 @@ def test_key_in_use_survives_a_change_of_the_pin_and_heals_after_an_unblock(tmp_
             with pytest.raises(TokenUnavailable, match="opened anew"):
                 key.sign(key.schemes[0], b"content")
         token.backend.open_key(holder.locator, SecretBytes(b"7777")).close()
+
+
+def test_pin_in_a_file_is_not_changed_here(token: Pkcs11Token) -> None:
+    locator = f"{token.locator()}?pin-source=file:/etc/lab.pin"
+    with pytest.raises(Conflict, match="then in the file"):
+        token.backend.change_user_pin(locator, USER, SecretBytes(b"4321"))
+    with pytest.raises(Conflict, match="then in the file"):
+        token.backend.unblock_user_pin(locator, SecretBytes(SO_PIN), SecretBytes(b"4321"))
 
 
 def test_token_that_came_later_is_found(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from dom0_broker.backends.pkcs11.pins import user_pin_state
 from dom0_broker.backends.pkcs11.signing import ways_of
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
 from dom0_broker.engine import EngineToken
-from vmtoken.errors import AlreadyExists, Conflict, InvalidRequest, PinMissing, TokenUnavailable, VmTokenError
+from vmtoken.errors import Conflict, InvalidRequest, PinMissing, TokenUnavailable, VmTokenError
 from vmtoken.secret import SecretBytes
 
 _POLL: Final = 5.0
@@ -56,21 +56,12 @@ class Pkcs11Backend:
         self._closed = threading.Event()
 
     def create(self, locator: str, pins: Pins) -> None:
-        """See `TokenBackend.create`: for a key still to be made in a token that is there.
-
-        The PINs of PKCS#11 tokens exist already, so they come from pin-source and `pins` are not used.
-        """
-        uri = _uri(locator)
-        if uri.pin_source is None:
-            raise Conflict(
-                "A PKCS#11 token has its PIN already, and gets no other here: make it known with 'vmtokenctl "
-                "token add', which asks for the PIN, or say in the URI where the PIN lies (pin-source)."
-            )
-        with self._session(uri, None, write=True) as (session, _):
-            found = session.find(uri)
-            session.close()
-        if found is not None:
-            raise AlreadyExists("There is a key at this PKCS#11 URI already; add it, or name another.")
+        """See `TokenBackend.create`: tokens come with their PINs, only keys are made in them."""
+        _uri(locator)
+        raise Conflict(
+            "A PKCS#11 token has its PINs already, and gets no others here: 'vmtokenctl token create NAME "
+            "URI' makes a key in it."
+        )
 
     def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> EngineToken:
         """See `TokenBackend.open`."""
@@ -111,12 +102,12 @@ class Pkcs11Backend:
 
     def change_user_pin(self, locator: str, old_pin: SecretBytes, new_pin: SecretBytes) -> None:
         """See `TokenBackend.change_user_pin`."""
-        module, token = self._place(_uri(locator))
+        module, token = self._place(_with_pin_kept_here(locator))
         module.change_pin(token, old_pin, new_pin)
 
     def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> None:
         """See `TokenBackend.unblock_user_pin`: `code` is the SO PIN."""
-        module, token = self._place(_uri(locator))
+        module, token = self._place(_with_pin_kept_here(locator))
         module.unblock_pin(token, code, new_pin)
 
     def discover(self) -> list[FoundToken]:
@@ -262,6 +253,17 @@ def _uri(locator: str) -> Pkcs11Uri:
         )
     if uri.pin_source is not None:
         pin_file(uri.pin_source)
+    return uri
+
+
+def _with_pin_kept_here(locator: str) -> Pkcs11Uri:
+    """A new PIN would not be the one in the file, which would then be tried, and be wrong."""
+    uri = _uri(locator)
+    if uri.pin_source is not None:
+        raise Conflict(
+            "The PIN of this PKCS#11 token lies in the file of its pin-source: change it with the tools of "
+            "the token's maker, and then in the file."
+        )
     return uri
 
 

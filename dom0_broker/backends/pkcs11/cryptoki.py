@@ -192,7 +192,7 @@ def private_keys_by_certificate(session: Any, key_id: bytes | None, label: str |
     """The private keys with the CKA_ID of the certificates that have these attributes."""
     found = _objects(session, ObjectClass.CERTIFICATE, key_id, label)
     ids = {_attribute(certificate, Attribute.ID, b"") for certificate in found}
-    return [key for each in sorted(ids) for key in private_keys(session, each, None)]
+    return [key for each in sorted(ids) if each for key in private_keys(session, each, None)]
 
 
 def visible_keys(session: Any) -> list[dict[str, Any]]:

@@ -85,7 +85,10 @@ class Pkcs11Issuer:
         """See `TokenIssuer.certificate_request`."""
         with _no_key_is_a_conflict():
             key = Pkcs11Key.find(self._session, self._uri, self._pin, NOTHING_KEPT)
-        return csr.certificate_request(self.public_key(), key.schemes, key.sign, subject, dns_names)
+        try:
+            return csr.certificate_request(self.public_key(), key.schemes, key.sign, subject, dns_names)
+        finally:
+            key.forget_pin()
 
     def install_certificate_chain(self, chain: Sequence[bytes]) -> None:
         """See `TokenIssuer.install_certificate_chain`."""

@@ -25,7 +25,6 @@ class Pkcs11Key:
     def __init__(
         self,
         session: Session,
-        key: KeyInfo,
         public_key: PublicKeyTypes,
         chain: Sequence[bytes],
         pin: SecretBytes | None,
@@ -34,7 +33,7 @@ class Pkcs11Key:
         self._bits = bits_of(public_key)
         self._ways = ways_of(public_key, session.token.mechanisms)
         self._chain = tuple(chain)
-        self._pin = pin if key.always_authenticate else None
+        self._pin = pin
 
     @classmethod
     def find(cls, session: Session, uri: Pkcs11Uri, pin: SecretBytes | None, kept: Kept) -> Pkcs11Key:
@@ -48,8 +47,9 @@ class Pkcs11Key:
             raise PinMissing(
                 "The key of the PKCS#11 token wants the PIN for each signature; give it to the broker."
             )
-        copy = None if pin is None else SecretBytes(pin.reveal())
-        return cls(session, key, public_key, _chain(key, public_key, certificates, kept), copy)
+        own_pin = SecretBytes(pin.reveal()) if pin is not None and key.always_authenticate else None
+        chain = _chain(key, public_key, certificates, kept)
+        return cls(session, public_key, chain, own_pin)
 
     @property
     def certificate_chain(self) -> Sequence[bytes]:
@@ -72,10 +72,14 @@ class Pkcs11Key:
         except ValueError as error:
             raise TokenUnavailable("The PKCS#11 module made a signature that makes no sense.") from error
 
-    def close(self) -> None:
-        """See `SigningKey.close`."""
+    def forget_pin(self) -> None:
+        """For whoever goes on with the session, but not with the key."""
         if self._pin is not None:
             self._pin.wipe()
+
+    def close(self) -> None:
+        """See `SigningKey.close`."""
+        self.forget_pin()
         self._session.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -198,6 +199,7 @@ class Session:
         self.token = token
         self.logged_in = logged_in
         self._handle = handle
+        self._process = module.pid
         self._closed = False
 
     @property
@@ -233,9 +235,7 @@ class Session:
     def generate(self, key_type: int, size: int, params: bytes, key_id: bytes, label: str) -> KeyInfo:
         """A new key pair in place of the one that was found. Raises `Conflict` if the token makes none."""
         arguments = (self._handle, key_type, size, params, key_id, label)
-        return KeyInfo(
-            **self.module.call("generate", *arguments, timeout=max(_GENERATION, self.module._timeout))
-        )
+        return KeyInfo(**self.module.call("generate", *arguments, timeout=_GENERATION))
 
     def store_certificate(self, subject: bytes, label: str, certificate: bytes) -> None:
         """Raises `Conflict` where the token takes none."""
@@ -250,10 +250,9 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        try:
-            self.module.call("logout", self._handle)
-        except TokenUnavailable:
-            return
+        if self.module.pid == self._process:  # another process knows nothing of us
+            with contextlib.suppress(TokenUnavailable):
+                self.module.call("logout", self._handle)
 
     def _check_open(self) -> None:
         if self._closed:
