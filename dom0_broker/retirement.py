@@ -86,9 +86,10 @@ class TokenRetirement:
         return ""
 
     async def _forget(self, token: Token, record: RetiredToken) -> None:
+        """The store first: what it does not take can be tried again."""
+        await asyncio.to_thread(self._store.retire_token, record)
         why = TokenNotFound(f"Token '{token.name}' was retired; the operator has to bind another one.")
         await self._desk.inventory.remove_token(token.name, why)
-        await asyncio.to_thread(self._store.retire_token, record)
         self._pins.forget(token.name)
         self._desk.sessions.forget_token(token.name)
 

@@ -367,6 +367,33 @@ def test_life_of_an_identity_with_vmtokenctl(home: Path, daemon: subprocess.Pope
     assert "whole" in ctl(home, "audit", "verify")
 
 
+def test_end_of_a_token_is_asked_for_at_the_terminal(home: Path, daemon: subprocess.Popen[bytes]) -> None:
+    ctl(home, "vm", "add", "web01")
+    ctl(home, "token", "create", "web")
+    ctl(home, "vm", "bind", "web01", "web")
+    question, code = at_the_terminal(home, "n", "token", "retire", "web")
+    assert (code, "It is bound to VM web01. Go on? [y/N]" in question) == (1, True)
+    assert json.loads(ctl(home, "token", "list", "--json"))
+    said, code = at_the_terminal(home, "y", "token", "retire", "web")
+    assert (code, "its key is destroyed" in said) == (0, True)
+    assert json.loads(ctl(home, "token", "list", "--json")) == []
+
+
+def at_the_terminal(home: Path, answer: str, *arguments: str) -> tuple[str, int]:
+    """What vmtokenctl says to a person who types an answer, and its exit code."""
+    person, terminal = os.openpty()
+    command = [sys.executable, "-m", "dom0_broker.ctl", "--config", str(home / "broker.toml"), *arguments]
+    try:
+        os.write(person, f"{answer}\n".encode())
+        done = subprocess.run(
+            command, stdin=terminal, capture_output=True, text=True, timeout=60, check=False
+        )
+    finally:
+        os.close(person)
+        os.close(terminal)
+    return done.stderr, done.returncode
+
+
 def renewal_file(home: Path, token: str) -> str:
     """A request for another CA."""
     ctl(home, "token", "renew", token, "--csr", str(home / "renewal.csr"))

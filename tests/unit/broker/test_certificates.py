@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from dom0_broker.certificates import check_chain, days_left, expiries, identity_of
+from dom0_broker.certificates import check_chain, days_left, expiries, identity_of, is_valid, names_to_renew
 from tests.support.pki import DAY, NOW, Identity, Usage, client_identity, pki
 from tests.support.sentences import is_sentence
 from vmtoken.errors import Conflict, InvalidRequest
@@ -97,6 +97,21 @@ def test_dates_that_may_trouble_servers_are_told() -> None:
     assert ["not valid before" in warning for warning in early] == [True]
     assert ["has expired" in warning for warning in late] == [True]
     assert all(map(is_sentence, [*early, *late]))
+
+
+def test_names_to_renew_are_those_of_the_certificate() -> None:
+    subject, dns_names = names_to_renew(issued("web01", dns_names=("b.example", "a.example")).chain_der[0])
+    assert (subject, dns_names) == ("CN=web01", ("a.example", "b.example"))
+    with pytest.raises(Conflict, match="cannot ask for again") as refusal:
+        names_to_renew(issued(ip_addresses=("192.0.2.1",)).chain_der[0])
+    assert is_sentence(refusal.value.message)
+
+
+def test_certificate_is_valid_within_its_dates() -> None:
+    leaf = issued(not_before=NOW, not_after=NOW + DAY).chain_der[0]
+    moments = (NOW - DAY, NOW, NOW + DAY, NOW + 2 * DAY)
+    assert [is_valid(leaf, moment) for moment in moments] == [False, True, True, False]
+    assert not is_valid(b"nonsense", NOW)
 
 
 def test_what_ends_soon_is_told_soonest_first_with_whole_days() -> None:
