@@ -56,6 +56,7 @@ class VchanRelay:
         self.path = self._directory / "broker.sock"
         self._visits: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._complaint = ""
         self._serving = asyncio.ensure_future(self._serve(_listening(self.path)))
 
     async def close(self) -> None:
@@ -86,8 +87,13 @@ class VchanRelay:
             visitor.close()
             lead.cancel()
             await asyncio.wait([lead])
-            if not lead.cancelled() and (error := lead.exception()) is not None:
-                log.warning("no link to the broker", extra={"because": str(error)})
+            self._complain("" if lead.cancelled() else str(lead.exception() or ""))
+
+    def _complain(self, because: str) -> None:
+        """Once for each reason: gRPC tries again every two seconds."""
+        if because not in ("", self._complaint):
+            log.warning("no link to the broker", extra={"because": because})
+        self._complaint = because
 
     async def _lead(self, visitor: SpliceEnd) -> None:
         """The next connection has to wait until this one has given its channel back. Raises `OSError`."""

@@ -301,22 +301,28 @@ async def connect(
         while True:
             changed.clear()
             try:
-                vchan = await _opened(open_client, domid, path)
+                return await _begun(await _opened(open_client, domid, path), protocol(), domid)
             except OSError as error:
                 log.debug("no vchan yet", extra={"domid": domid, "because": str(error)})
-            else:
-                end = protocol()
-                transport = VchanTransport(vchan, end, domid)
-                await asyncio.shield(transport.begun)
-                return transport, end
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY):
                     await changed.wait()
             if store.lost.done():
                 raise ConnectionError("xenstore is lost")
     finally:
-        with contextlib.suppress(OSError):
-            await store.unwatch(path, token)
+        store.unwatch(path, token)
+
+
+async def _begun(vchan: Vchan, end: End, domid: int) -> tuple[VchanTransport, End]:
+    """A transport that has called `connection_made`; cancelled, it leaves no channel behind."""
+    transport = VchanTransport(vchan, end, domid)
+    try:
+        await asyncio.shield(transport.begun)
+    except asyncio.CancelledError:
+        transport.abort()
+        await transport.given_back()
+        raise
+    return transport, end
 
 
 async def _session(vchan: Vchan, protocol: Callable[[], asyncio.Protocol], domid: int) -> None:

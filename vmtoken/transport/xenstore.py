@@ -136,10 +136,10 @@ class Xenstore:
             raise
         return token
 
-    async def unwatch(self, path: str, token: str) -> None:
-        """End a watch; it fires no more from now on."""
-        self._watches.pop(token, None)
-        await self._request(MessageType.UNWATCH, path, names(path, token))
+    def unwatch(self, path: str, token: str) -> None:
+        """End a watch: it fires no more from now on. Nobody waits until xenstore has taken it back."""
+        if self._watches.pop(token, None) is not None:
+            self._begin(MessageType.UNWATCH, path, names(path, token))
 
     def close(self) -> None:
         """Close the connection, and with it every watch. May be called twice."""
@@ -162,10 +162,13 @@ class Xenstore:
         """One request and its answer. The answer is waited for even when our caller no longer does."""
         if len(payload) > MAX_PAYLOAD:
             raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), path)
+        return await asyncio.shield(self._begin(kind, path, payload))
+
+    def _begin(self, kind: MessageType, path: str, payload: bytes) -> asyncio.Task[bytes]:
         task = self._loop.create_task(self._exchange(kind, path, payload))
         self._requests.add(task)
         task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
+        return task
 
     def _finished(self, task: asyncio.Task[bytes]) -> None:
         self._requests.discard(task)

@@ -238,6 +238,23 @@ async def test_a_client_waits_for_its_server_and_for_the_next(host: Host) -> Non
             await again.closed
 
 
+async def test_a_client_that_gives_up_at_any_moment_leaves_no_channel_behind(host: Host) -> None:
+    with host.serving() as task:
+        async with host.guest() as dial:
+            for turns in range(40):
+                dialling = dial()
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                dialling.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    transport, _ = await dialling
+                    transport.abort()
+                    await transport.closed
+        task.cancel()
+        await asyncio.wait([task])
+    assert not host.hypervisor.ends
+
+
 async def test_stale_nodes_of_a_killed_broker_are_replaced(host: Host) -> None:
     killed = host.hypervisor.machine(0).open_server(WEB01, host.path, read_size=4096, write_size=4096)
     killed.kill()
