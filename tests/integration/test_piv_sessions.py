@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cards import NAME
 from tests.support.pcscd import pcscd
-from tests.support.piv import SECRETS, management_key, piv_backend
+from tests.support.piv import SECRETS, PivHolder, management_key, personalised, piv_backend
+from tests.support.pki import server_identity
 from tests.support.servers import PROGRAMS, TLS_1_2, TLS_1_3, ServerOptions
 from tests.support.stack import VM, Stack, give_identity
 from tests.support.stack_client import StackClient
-from vmtoken.cards.piv_session import PivSession
+from vmtoken.cards.piv_codes import Slot
 from vmtoken.v1 import admin_service_pb2 as admin
 from vmtoken.v1 import token_pb2
 
@@ -27,24 +27,34 @@ ALGORITHMS = {
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The keys in three slots of one card are three tokens of the VM, made as the operator makes them."""
+def issued(tmp_path_factory: pytest.TempPathFactory) -> PivHolder:
+    """A card with a key in slot 9D, for which somebody else had a certificate issued."""
     backend = piv_backend(tmp_path_factory.mktemp("elements"))
-    card = PivSession(backend.connect(NAME), None)
-    serial = card.serial
+    return personalised(backend, slot=Slot.KEY_MANAGEMENT)
+
+
+@pytest.fixture(scope="module")
+def serial(issued: PivHolder) -> str:
+    card = issued.key()
     card.close()
+    return card.serial
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, issued: PivHolder, serial: str) -> Iterator[Stack]:
+    """The keys in three slots of the card are three tokens of the VM, made as the operator makes them."""
     with pcscd(tmp_path_factory.mktemp("pcscd"), readers=1) as daemon:
         settings = f'[[pcsc]]\nsocket = "{daemon.socket_path}"\n'
         with (
-            daemon.readers[0].holding(backend.connect(NAME)),
+            daemon.readers[0].holding(issued.connect()),
             Stack.running((), broker_settings=settings) as stack,
         ):
             for slot, algorithm in ALGORITHMS.items():
-                personalise(stack, slot, f"pcsc:serial={serial};slot={slot}", algorithm)
+                make_token(stack, slot, f"pcsc:serial={serial};slot={slot}", algorithm)
             yield stack
 
 
-def personalise(stack: Stack, slot: str, uri: str, algorithm: admin.KeyAlgorithm) -> None:
+def make_token(stack: Stack, slot: str, uri: str, algorithm: admin.KeyAlgorithm) -> None:
     with stack.administration() as operator:
         token = admin.CreateTokenRequest(
             name=slot,
@@ -72,3 +82,21 @@ def test_vm_has_sessions_with_all_keys_of_one_card(stack: Stack, tmp_path: Path,
                 assert session.client_certificate_sent or resumed
                 assert session.info.assurance == token_pb2.ASSURANCE_SOFTWARE
                 session.close()
+
+
+def test_card_of_somebody_else_needs_no_management_key(
+    stack: Stack, issued: PivHolder, serial: str, tmp_path: Path
+) -> None:
+    token, uri = "issued", f"pcsc:serial={serial};slot=9d"
+    with stack.administration() as operator:
+        operator.AddToken(admin.AddTokenRequest(name=token, uri=uri, user_pin=SECRETS.pin.reveal()))
+        chain, anchors = issued.identity.chain_der, [server_identity().root_der]
+        operator.InstallCertificate(admin.InstallCertificateRequest(name=token, certificates=chain))
+        operator.InstallTrust(admin.InstallTrustRequest(name=token, anchors=anchors))
+        operator.Bind(admin.BindRequest(vm=VM, token=token))
+    with StackClient.of(stack) as client, PROGRAMS["openssl"].serve(tmp_path, ServerOptions()) as server:
+        session = client.connect_to(server.port, token=token, server_name=server.server_name)
+        conversation = server.talk(session)
+        assert conversation.seen().client == VM
+        conversation.echo(b"question")
+        session.close()

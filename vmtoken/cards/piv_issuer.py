@@ -19,7 +19,7 @@ from vmtoken.cards.piv_management import authenticate, candidates
 from vmtoken.cards.piv_objects import encode_certificate
 from vmtoken.cards.piv_session import NO_SUCH_KEY, PivSession
 from vmtoken.csr import KeyElsewhere, certificate_request, check_chain
-from vmtoken.errors import Conflict
+from vmtoken.errors import Conflict, PinMissing
 from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
@@ -68,13 +68,16 @@ class PivIssuer:
     ) -> None:
         """Select the application and show the management key, in hexadecimal digits as people write it.
 
-        Raises `PinMissing`, `PinRejected`, `InvalidRequest`, `TokenUnavailable`, with the connection closed.
+        Without it nothing on the card is changed: a card that somebody else issued can be used for what it
+        holds. Raises `PinRejected`, `InvalidRequest`, `TokenUnavailable`, with the connection closed.
         """
         self._card = PivSession(connection, user_pin, t0=t0, pin_reserve=pin_reserve)
         self._slot = slot
         self._random = random
-        with self._card.closed_on_error():
-            authenticate(self._card.channel, candidates(management_key), random)
+        self._may_change = management_key is not None
+        if management_key is not None:
+            with self._card.closed_on_error():
+                authenticate(self._card.channel, candidates(management_key), random)
 
     @property
     def keeps_certificates(self) -> bool:
@@ -85,7 +88,9 @@ class PivIssuer:
         """A fresh key pair on the card; its SubjectPublicKeyInfo, DER. The old certificate is gone.
 
         The card tells the public key this once; a certificate that nobody takes for one keeps it.
+        Raises `PinMissing` without the management key, or a user PIN where the slot needs one.
         """
+        self._require_management()
         identifier = KEY_ALGORITHMS.get(algorithm)
         meaning = f"The card makes no {algorithm.name} keys; choose another algorithm."
         if identifier is None:
@@ -112,16 +117,19 @@ class PivIssuer:
             )
 
     def install_certificate_chain(self, chain: Sequence[bytes]) -> None:
-        """DER, leaf first; the leaf goes to the card. Raises `Conflict` if it does not match the key.
+        """DER, leaf first. Raises `Conflict` if it does not match the key.
 
         The key proves by a signature that it is the right one: what is in the slot so far may be wrong.
+        The leaf goes to the card if its management key is known; it has to if another key's is there.
         """
         key = self._key_of_leaf(chain)
         refusals = dict.fromkeys(NO_SUCH_KEY, _OTHER_KEY.format(slot=self._slot))
         with self._refusals(refusals):
             self._prove(key)
-        with self._refusals({}):
-            self._put_certificate(chain[0])
+        if self._may_change or self._holds_another_key(key):
+            self._require_management()
+            with self._refusals({}):
+                self._put_certificate(chain[0])
 
     def install_trust_anchors(self, anchors: Sequence[bytes]) -> None:
         """The card has no place for them; they are only looked at. DER."""
@@ -132,6 +140,7 @@ class PivIssuer:
 
     def destroy_key(self) -> None:
         """The card has no command for it: a fresh key takes the place of the old one and its certificate."""
+        self._require_management()
         identifier = KEY_ALGORITHMS[KeyAlgorithm.ECDSA_P256]
         with self._refusals({}):
             commands.generate_asymmetric_key_pair(self._card.channel, self._slot, identifier)
@@ -141,9 +150,23 @@ class PivIssuer:
         """Give the card back. May be called twice."""
         self._card.close()
 
-    def _known_key(self) -> SlotKey:
+    def _require_management(self) -> None:
+        if not self._may_change:
+            raise PinMissing(
+                "The card is changed only under its management key, and none was given; the operator has to "
+                "give it."
+            )
+
+    def _certificate(self) -> SlotCertificate | None:
         with self._refusals({}):
-            certificate = self._card.certificate(self._slot)
+            return self._card.certificate(self._slot)
+
+    def _holds_another_key(self, key: SlotKey) -> bool:
+        certificate = self._certificate()
+        return certificate is not None and certificate.key != key
+
+    def _known_key(self) -> SlotKey:
+        certificate = self._certificate()
         if certificate is None or certificate.key is None:
             raise Conflict(
                 f"Slot {self._slot} of the card has no certificate that tells its key; generate a key first."

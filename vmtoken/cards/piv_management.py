@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from vmtoken.cards.piv_codes import MANAGEMENT_KEY_LENGTHS, Algorithm, DynamicAuthentication, Reference
 from vmtoken.cards.piv_commands import general_authenticate
 from vmtoken.codec import DecodeError
-from vmtoken.errors import InvalidRequest, PinMissing, PinRejected
+from vmtoken.errors import InvalidRequest, PinRejected
 from vmtoken.iso7816.channel import CardChannel, CardMisbehaved
 from vmtoken.iso7816.status import StatusWord, StatusWordError
 from vmtoken.secret import SecretBytes
@@ -51,13 +51,11 @@ class ManagementKey:
         return decryptor.update(block) + decryptor.finalize()
 
 
-def candidates(digits: SecretBytes | None) -> list[ManagementKey]:
+def candidates(digits: SecretBytes) -> list[ManagementKey]:
     """What a key in hexadecimal digits can be: 24 octets are Triple DES or AES-192.
 
-    Raises `PinMissing`, `InvalidRequest`.
+    Raises `InvalidRequest`.
     """
-    if digits is None:
-        raise PinMissing("The card needs its management key; the operator has to give it.")
     try:
         key = SecretBytes(bytes.fromhex(digits.reveal().decode("ascii")))
     except ValueError:

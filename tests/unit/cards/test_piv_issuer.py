@@ -150,6 +150,34 @@ def test_signatures_need_the_user_pin_before_a_key_is_replaced(holder: PivHolder
     assert holder.issuer().certificate_request("CN=web01")
 
 
+def test_card_of_somebody_else_is_used_for_what_it_holds(holder: PivHolder) -> None:
+    """Without the management key: requests, chain and anchors, but nothing on the card changes."""
+    before = PivCard(holder.connect(), SECRETS.pin).certificate_chain
+    issuer = PivIssuer(holder.connect(), None, SECRETS.pin)
+    assert x509.load_der_x509_csr(issuer.certificate_request("CN=web01")).is_signature_valid
+    renewed = certified(issuer.public_key())
+    issuer.install_certificate_chain(renewed.chain_der)
+    issuer.install_trust_anchors([server_identity().root_der])
+    with pytest.raises(Conflict, match="another key"):
+        issuer.install_certificate_chain(client_identity().chain_der)
+    for change in (lambda: issuer.generate_key(KeyAlgorithm.ECDSA_P256), issuer.destroy_key):
+        with pytest.raises(PinMissing, match="management key"):
+            change()
+    issuer.close()
+    assert PivCard(holder.connect(), SECRETS.pin).certificate_chain == before
+    kept = PivCard(holder.connect(), SECRETS.pin, kept_chain=renewed.chain_der)
+    assert kept.certificate_chain == renewed.chain_der
+
+
+def test_stale_certificate_on_the_card_is_not_covered_up(holder: PivHolder) -> None:
+    issuer = holder.issuer()
+    issuer._put_certificate(client_identity().chain_der[0])
+    issuer.close()
+    issuer = PivIssuer(holder.connect(), None, SECRETS.pin)
+    with pytest.raises(PinMissing, match="management key"):
+        issuer.install_certificate_chain(holder.identity.chain_der)
+
+
 def test_broker_keeps_chain_and_anchors(holder: PivHolder) -> None:
     issuer = holder.issuer()
     assert not issuer.keeps_certificates
@@ -185,8 +213,6 @@ def test_management_key_may_be_of_any_algorithm(tmp_path: Path, algorithm: Algor
 
 
 def test_management_key_must_be_given_in_hexadecimal_digits(backend: SoftwareBackend) -> None:
-    with pytest.raises(PinMissing, match="management key"):
-        PivIssuer(backend.connect(NAME), None)
     for digits in (b"", b"00", b"zz" * 16, bytes(range(32)), b"\xff" * 32, b"00" * 23):
         with pytest.raises(InvalidRequest, match="hexadecimal"):
             PivIssuer(backend.connect(NAME), SecretBytes(digits))
