@@ -159,7 +159,8 @@ class TokenAdministration:
         leaf = certificates[0]
         await token.state()
         if token.leaf and is_valid(token.leaf, now) and not is_valid(leaf, now):
-            raise Conflict(f"{warnings[0]} The present certificate stays until then; install it later.")
+            message = "The present certificate stays; install the other one when it has become valid."
+            raise Conflict(" ".join((message, *warnings)))
         check_replacement(self._desk.inventory, token, leaf)
 
         def install(issuer: TokenIssuer) -> bool:

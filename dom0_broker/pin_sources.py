@@ -44,7 +44,7 @@ def _check(path: Path, status: os.stat_result) -> None:
         raise Conflict(f"The PIN source {path} belongs to user {status.st_uid}, not to root or the broker.")
     if status.st_mode & (_OTHERS_OF_CREDENTIAL if _is_credential(path) else _OTHERS):
         mode = stat.S_IMODE(status.st_mode)
-        raise Conflict(f"The PIN source {path} is open to others (mode {mode:04o}); run: chmod 0600 {path}")
+        raise Conflict(f"The PIN source {path} is open to others (mode {mode:04o}); run 'chmod 0600 {path}'.")
 
 
 def _is_credential(path: Path) -> bool:

@@ -54,10 +54,10 @@ class TokenRetirement:
             serial, leaf = state.description.serial if state.description else "", token.leaf or b""
             key_stays_because = await self._destroyed(token)
             if key_stays_because and not despite_key:
-                raise Conflict(
-                    f"The key of token '{name}' cannot be destroyed, so it is retired only with --force. "
-                    f"{key_stays_because}"
+                message = (
+                    f"The key of token '{name}' cannot be destroyed, so it is retired only with --force."
                 )
+                raise Conflict(" ".join((message, key_stays_because)))
             now, destroyed = self._desk.clock.now().replace(microsecond=0), not key_stays_because
             record = RetiredToken(name, token.record.uri, serial, leaf, destroyed, now)
             retirement = Retirement(record, vms, key_stays_because)

@@ -41,7 +41,7 @@ class PcscBackend:
     ) -> None:
         """Begins to look at the readers. Raises `Conflict` when pyscard is not installed."""
         if importlib.util.find_spec("smartcard") is None:
-            raise Conflict("Cards in readers need pyscard; install it with: pip install 'vmtoken[pcsc]'")
+            raise Conflict("Cards in readers need pyscard; install vmtoken with its extra 'pcsc'.")
         self._pin_reserve = pin_reserve
         self._watchers: list[Callable[[], None]] = []
         self._cards = CardTable()

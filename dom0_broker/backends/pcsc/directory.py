@@ -208,10 +208,10 @@ class CardDirectory:
         """The likeliest reason first."""
         troubles = [problem for _, problem in self.problems()]
         troubles += [entry.problem for entry in self._entries.values() if entry.problem]
-        because = f" It may be this: {troubles[0]}" if troubles else ""
-        return TokenUnavailable(
-            f"The card with {wanted} is in no reader; put it into one, any will do.{because}", retry_after=1.0
-        )
+        message = f"The card with {wanted} is in no reader; put it into one, any will do."
+        if troubles:
+            message += f" It may be this: {troubles[0]}"
+        return TokenUnavailable(message, retry_after=1.0)
 
 
 def slot_meant(application: CardApplication, wanted: CardLocator) -> str:

@@ -44,9 +44,7 @@ class Pkcs11Backend:
         `environment` is for the processes of modules, beside our own.
         """
         if importlib.util.find_spec("pkcs11") is None:
-            raise Conflict(
-                "PKCS#11 tokens need python-pkcs11; install it with: pip install 'vmtoken[pkcs11]'"
-            )
+            raise Conflict("PKCS#11 tokens need python-pkcs11; install vmtoken with its extra 'pkcs11'.")
         self._environment = environment or {}
         self._configured = tuple(modules)
         self._timeout = timeout

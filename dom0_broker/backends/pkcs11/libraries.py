@@ -56,7 +56,7 @@ def _check_writers(module: Path, part: Path) -> None:
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise InvalidRequest(
-            f"The PKCS#11 module {module} is not loaded: others can write {part}; run: chmod go-w {part}"
+            f"The PKCS#11 module {module} is not loaded: others can write {part}; run 'chmod go-w {part}'."
         )
 
 

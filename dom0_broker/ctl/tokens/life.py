@@ -160,7 +160,8 @@ def _signed(ca: LabCa, request: bytes, arguments: argparse.Namespace) -> bytes:
 def _confirm(question: str) -> None:
     """Raises `InvalidRequest` unless a person at a terminal says yes."""
     if not sys.stdin.isatty():
-        raise InvalidRequest(f"{question.rpartition(' Go on?')[0]} Nobody can be asked here; add --force.")
+        why = question.rpartition(" Go on?")[0].rstrip(".")
+        raise InvalidRequest(f"Nobody can be asked here; add --force if this is meant: {why}.")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise InvalidRequest("Nothing was done.")
