@@ -18,7 +18,7 @@ from dom0_broker.app import App
 from dom0_broker.config import BrokerConfig, Pkcs11Config
 from tests.support.broker_app import Stream, agent_of, broker_config
 from tests.support.memory import PythonServer, python_context
-from tests.support.pkcs11 import PIN, SOFTHSM, WRONG_PIN, Pkcs11Token, softhsm
+from tests.support.pkcs11 import PIN, SO_PIN, SOFTHSM, WRONG_PIN, Pkcs11Token, softhsm
 from tests.support.pki import SERVER_NAME, Usage, pki
 from vmtoken.csr import KeyElsewhere
 from vmtoken.errors import PinRejected
@@ -162,3 +162,39 @@ async def test_key_is_made_in_the_token(
         await app.stop()
     info = csr.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert info == made.public_key
+
+
+async def test_pin_is_changed_unblocked_and_read_from_a_file(
+    token: Pkcs11Token, config: BrokerConfig, tmp_path: Path
+) -> None:
+    def pin_is(pin: bytes) -> bool:
+        """By a program that knows nothing of us."""
+        login = ("--module", str(SOFTHSM), "--login", "--pin", pin.decode(), "--list-objects")
+        return "Private Key Object" in token.tool("pkcs11-tool", *login, check=False)
+
+    source = tmp_path / "pin"
+    source.touch(0o600)
+    app = App(config)
+    await app.start()
+    try:
+        async with unix_channel(config.admin_socket) as channel:
+            admin = AdminServiceStub(channel)
+            uri = f"pkcs11:{token.locator()}"
+            await admin.AddToken(pb.AddTokenRequest(name="web", uri=uri, user_pin=PIN))
+            await admin.ChangeTokenPin(pb.ChangeTokenPinRequest(name="web", new_pin=b"24681357"))
+            assert pin_is(b"24681357")
+            wrong = pb.UnblockTokenPinRequest(name="web", code=WRONG_PIN, new_pin=b"13572468")
+            for _ in range(2):
+                with pytest.raises(grpc.aio.AioRpcError, match="refused this code"):
+                    await admin.UnblockTokenPin(wrong)
+            unblock = pb.UnblockTokenPinRequest(name="web", code=SO_PIN, new_pin=b"13572468")
+            await admin.UnblockTokenPin(unblock)
+            assert pin_is(b"13572468")
+            source.write_bytes(b"13572468\n")
+            await admin.SetTokenPinSource(pb.SetTokenPinSourceRequest(name="web", source=str(source)))
+            request = pb.CreateCertificateRequestRequest(name="web", subject="CN=web01")
+            assert (await admin.CreateCertificateRequest(request)).certificate_request
+            (user,) = (await admin.ReadTokenPins(pb.ReadTokenPinsRequest(name="web"))).pins[:1]
+            assert user.source == str(source)
+    finally:
+        await app.stop()
