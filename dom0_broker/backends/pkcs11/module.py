@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from vmtoken.secret import SecretBytes
 from vmtoken.token import Assurance
 
 _LANE: Final = "module"
-"""One for all calls: the binding initialises modules for one thread."""
+"""One for all calls: the binding initialises modules for one thread. It is free whenever it is our turn."""
 
 _CHILD: Final = "dom0_broker.backends.pkcs11.child"
 
@@ -103,7 +103,7 @@ class Module:
         name = f"PKCS#11 module {library.name}"
         self._process = DeviceProcess(_CHILD, [str(library)], name=name, environment=environment)
         self._refused = RefusedPins()
-        self._last_answer = 0.0
+        self._turn = threading.Lock()
 
     def describes(self, uri: Pkcs11Uri) -> bool:
         """Whether the library fits what the URI says of it."""
@@ -145,20 +145,24 @@ class Module:
         return self._with_pin("sign", token, pin, USER_PIN, *arguments)
 
     def call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
-        """Ask the process; see `child.Module`."""
-        timeout = timeout or self._timeout
+        """Ask the process; see `child.Module`. The time begins when it is our turn."""
+        limit = timeout or self._timeout
+        if not self._turn.acquire(timeout=limit):
+            raise TokenUnavailable(
+                f"The PKCS#11 module {self.library.name} is busy with other tokens; try again.",
+                retry_after=limit,
+            )
         try:
-            answer = self._process.call(_LANE, method, *arguments, timeout=timeout)
+            return self._process.call(_LANE, method, *arguments, timeout=limit)
         except NoAnswer:
-            if time.monotonic() - self._last_answer >= timeout:  # else it was others who kept it busy
-                self._process.give_up()
+            self._process.give_up()
             raise
         except TokenUnavailable as error:
             if "broken" in error.metadata:
                 self._process.give_up()
             raise
-        self._last_answer = time.monotonic()
-        return answer
+        finally:
+            self._turn.release()
 
     def reset(self) -> None:
         """End the process; the next call starts another at once."""
