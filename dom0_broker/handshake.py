@@ -1,7 +1,7 @@
 """One handshake of one VM: admitted, run on its token, judged by policy, recorded, over.
 
-The event loop waits, the token's thread works. Whatever the thread decides (policy) or completes (key
-block) is in the audit log before it has an effect.
+The event loop waits here, the token's thread works in `handshake_run`. Whatever the thread decides (policy)
+or completes (key block) is in the audit log before it has an effect.
 """
 
 from __future__ import annotations
@@ -10,20 +10,16 @@ import asyncio
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Callable, Collection
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Final
 
-from dom0_broker.admission import Quotas
-from dom0_broker.audit import AuditError, AuditLog, AuditNotes
-from dom0_broker.config import Limits
 from dom0_broker.domains import DomainIdentity
-from dom0_broker.inventory import OVERDUE, Inventory, Token
-from dom0_broker.policy import Grant, Policy, PolicyRequest
+from dom0_broker.handshake_run import LONGEST_MESSAGE, Desk, Facts, Run
+from dom0_broker.inventory import OVERDUE, Token
 from dom0_broker.pool import Pool
-from dom0_broker.sessions import Purpose, Session, Sessions, Summary
+from dom0_broker.sessions import Purpose, Summary
 from dom0_broker.steps import (
     LONGEST_NAME,
     MAX_RECORDS,
@@ -35,50 +31,27 @@ from dom0_broker.steps import (
     StartRequest,
     checked,
 )
-from dom0_broker.tally import Tally
-from vmtoken.clock import Clock
 from vmtoken.errors import (
     DeadlineExceeded,
     InvalidRequest,
     PinBlocked,
     PinMissing,
     PinRejected,
-    PolicyDenied,
     TokenNotFound,
     TokenNotReady,
     TokenUnavailable,
     VmTokenError,
 )
-from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.token import (
-    Assurance,
     HandshakeFailed,
     HandshakeResult,
-    HandshakeStart,
     HandshakeStep,
     HandshakeToken,
-    Resumption,
-    ServerIdentity,
 )
 
+__all__ = ["Attempt", "Desk"]
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What handshakes share: everything that the broker decides and remembers with."""
-
-    inventory: Inventory
-    sessions: Sessions
-    audit: AuditLog
-    notes: AuditNotes
-    quotas: Quotas
-    limits: Limits
-    clock: Clock
-    policy: Callable[[], Policy]
-    """The policy in force at this moment."""
-
-    tally: Tally = field(default_factory=Tally)
 
 
 class Attempt:
@@ -88,8 +61,8 @@ class Attempt:
         self._desk = desk
         self._request = request
         self._began = asyncio.get_running_loop().time()
-        self._facts = _Facts(secrets.token_bytes(16), vm, desk.clock.now(), request)
-        self._run: _Run | None = None
+        self._facts = Facts(secrets.token_bytes(16), vm, desk.clock.now(), request)
+        self._run: Run | None = None
         self._resources = ExitStack()
         self._slot = ExitStack()
         """The token's, which is given back before all else."""
@@ -153,7 +126,7 @@ class Attempt:
                 return self._concluded(run, answer)
             self._leave(run, answer.error)
 
-    async def _admitted(self, pool: Pool, tried: Collection[str]) -> _Run:
+    async def _admitted(self, pool: Pool, tried: Collection[str]) -> Run:
         """Wait for a token's slot; from then on the handshake holds the token, for so long at most."""
         desk, vm, request = self._desk, self._facts.vm, self._facts.request
 
@@ -166,10 +139,10 @@ class Attempt:
         self._facts.token = token.name
         now = asyncio.get_running_loop().time()
         self._end = min(self._deadline, now + desk.limits.token_hold)
-        self._run = _Run(desk, self._facts, pool, token, _purpose(token.name, request), now - self._began)
+        self._run = Run(desk, self._facts, pool, token, _purpose(token.name, request), now - self._began)
         return self._run
 
-    async def _first_step(self, run: _Run, *, others: bool) -> tuple[HandshakeStep, Cost] | _Failure:
+    async def _first_step(self, run: Run, *, others: bool) -> tuple[HandshakeStep, Cost] | _Failure:
         start = run.start()
         patience = asyncio.get_running_loop().time() + OVERDUE if others else self._end
         return await self._asked(run, lambda card: run.begin(card, start), min(self._end, patience))
@@ -179,25 +152,25 @@ class Attempt:
         in_time = asyncio.get_running_loop().time() < self._deadline
         return in_time and isinstance(error, _TROUBLE_OF_A_CARD)
 
-    def _leave(self, run: _Run, error: VmTokenError) -> None:
+    def _leave(self, run: Run, error: VmTokenError) -> None:
         """The token did not begin the handshake, which goes on to another."""
         run.token.failed += 1
         run.token.worker.post(lambda card: card.abort())
         run.drop_resumption()
-        outcome = {"outcome": error.reason, "message": error.message[:_LONGEST_MESSAGE]}
+        outcome = {"outcome": error.reason, "message": error.message[:LONGEST_MESSAGE]}
         self._desk.notes.add("handshake-moved", {**self._facts.fields(), **outcome})
         extra = {"token": run.token.name, "because": error.message}
         log.warning("handshake moves to another token", extra=extra)
         self._run = None
         self._slot.close()
 
-    async def _step(self, run: _Run, call: Callable[[HandshakeToken], HandshakeStep]) -> Outcome:
+    async def _step(self, run: Run, call: Callable[[HandshakeToken], HandshakeStep]) -> Outcome:
         if self._timer is not None:
             self._timer.cancel()
         return self._concluded(run, await self._asked(run, call, self._end))
 
     async def _asked(
-        self, run: _Run, call: Callable[[HandshakeToken], HandshakeStep], end: float
+        self, run: Run, call: Callable[[HandshakeToken], HandshakeStep], end: float
     ) -> tuple[HandshakeStep, Cost] | _Failure:
         """Have the token do a step, until `end` (loop time)."""
         try:
@@ -213,7 +186,7 @@ class Attempt:
             self.abort()
             raise
 
-    def _concluded(self, run: _Run, answer: tuple[HandshakeStep, Cost] | _Failure) -> Outcome:
+    def _concluded(self, run: Run, answer: tuple[HandshakeStep, Cost] | _Failure) -> Outcome:
         """What the guest hears of a step."""
         if isinstance(answer, _Failure):
             return self._failed(run, answer.error, answer.records)
@@ -223,7 +196,7 @@ class Attempt:
         self._timer = asyncio.get_running_loop().call_at(self._end, self._expire, run)
         return Flight(step.client_flight, cost)
 
-    def _completed(self, run: _Run, records: bytes, result: HandshakeResult, cost: Cost) -> Completed:
+    def _completed(self, run: Run, records: bytes, result: HandshakeResult, cost: Cost) -> Completed:
         run.token.completed += 1
         wanted = run.remember(result)
         run.token.worker.post(lambda card: card.abort())  # it forgets, and has time for the next one's keys
@@ -234,7 +207,7 @@ class Attempt:
         return Completed(records, result, self._facts.session_id, run.token.name, assurance, wanted, cost)
 
     def _failed(
-        self, run: _Run, error: VmTokenError, records: bytes = b"", outcome: str | None = None
+        self, run: Run, error: VmTokenError, records: bytes = b"", outcome: str | None = None
     ) -> Failed:
         """The handshake ends without a session; the token forgets it before anybody else has it."""
         run.token.failed += 1
@@ -242,7 +215,7 @@ class Attempt:
         run.drop_resumption()
         outcome = outcome or error.reason
         if not run.recorded:
-            fields = {"outcome": outcome, "message": error.message[:_LONGEST_MESSAGE]}
+            fields = {"outcome": outcome, "message": error.message[:LONGEST_MESSAGE]}
             self._desk.notes.add("handshake-failed", {**self._facts.fields(), **fields})
         self._note(run, outcome, None)
         self._finish()
@@ -255,7 +228,7 @@ class Attempt:
         self._finish()
         return Failed(error, b"", Cost(queue=asyncio.get_running_loop().time() - self._began))
 
-    def _expire(self, run: _Run) -> None:
+    def _expire(self, run: Run) -> None:
         """Neither the server nor the guest came back in time: the token is for the others."""
         self._expired = self._too_late()
         self._failed(run, self._expired)
@@ -268,7 +241,7 @@ class Attempt:
             return DeadlineExceeded(f"The handshake held its token for {limit:g} seconds, the most allowed.")
         return DeadlineExceeded(f"The handshake was not complete after {asked:g} seconds.")
 
-    def _note(self, run: _Run | None, outcome: str, result: HandshakeResult | None) -> None:
+    def _note(self, run: Run | None, outcome: str, result: HandshakeResult | None) -> None:
         """For the operator's list; after the answer to the guest, who waits."""
         loop = asyncio.get_running_loop()
         total = loop.time() - self._began
@@ -312,206 +285,8 @@ _TROUBLE_OF_A_CARD: Final = (
 )
 
 
-@dataclass(slots=True)
-class _Facts:
-    """What every record about a handshake says."""
-
-    session_id: bytes
-    vm: DomainIdentity
-    started: datetime
-    request: StartRequest
-    token: str = ""
-
-    def fields(self) -> dict[str, str | int | bool | None]:
-        return {
-            "session": self.session_id.hex(),
-            "vm": self.vm.name,
-            "vm_uuid": str(self.vm.uuid),
-            "token": self.token or None,
-            "server_name": self.request.server_name[:LONGEST_NAME],
-            "port": self.request.port,
-        }
-
-
-class _Run:
-    """The part of a handshake that runs on its token, in the token's thread but for what says otherwise."""
-
-    def __init__(
-        self, desk: Desk, facts: _Facts, pool: Pool, token: Token, purpose: Purpose, queue: float
-    ) -> None:
-        self.token = token
-        self.rule = ""
-        self.server: ServerIdentity | None = None
-        self.assurance: Assurance | None = None
-        self.cost = Cost(queue=queue)
-        self.total = Cost(queue=queue)
-        self.recorded = False
-        self._desk = desk
-        self._facts = facts
-        self._pool = pool
-        self._purpose = purpose
-        self._expected: Grant | None = None
-        self._resumption: Resumption | None = None
-
-    def start(self) -> HandshakeStart:
-        """In the event loop: what the token begins with, a session to resume if policy agrees."""
-        request, description = self._facts.request, self.token.worker.description
-        if description is not None and not request.no_resumption:
-            self._resumption = self._allowed_resumption(description.assurance)
-        return HandshakeStart(
-            server_name=request.server_name,
-            time=int(self._facts.started.timestamp()),
-            alpn=request.alpn,
-            min_version=request.min_version,
-            max_version=request.max_version,
-            resumption=self._resumption.handle if self._resumption else None,
-        )
-
-    def begin(self, card: HandshakeToken, start: HandshakeStart) -> HandshakeStep:
-        """The first step: only the open token says for sure who it is and what it reaches."""
-        self._pool.check(self.token)
-        expected = self._expected or self._expect(card.assurance)
-        try:
-            return card.start(replace(start, certificate=expected.certificate), self.authorize)
-        except HandshakeFailed as failure:
-            missing = self.token.missing
-            if missing is None or not isinstance(failure.error, TokenNotReady):
-                raise
-            raise HandshakeFailed(missing, failure.alert_flight) from failure  # in the words of the list
-
-    def step(
-        self, card: HandshakeToken, call: Callable[[HandshakeToken], HandshakeStep]
-    ) -> tuple[HandshakeStep, Cost]:
-        """One step on the token; its end, good or bad, is recorded before anybody hears of it."""
-        self.assurance = card.assurance
-        before = self._desk.clock.monotonic()
-        try:
-            step = call(card)
-            if step.result is not None:
-                self._check(step.result)
-        except HandshakeFailed as failure:
-            self._spend(card, before)
-            self._record_failure(failure.error)
-            raise
-        self._spend(card, before)
-        if step.result is not None:
-            self._record("handshake-complete", _result_fields(step.result, self.total))
-        return step, self.cost
-
-    def authorize(self, server: ServerIdentity) -> None:
-        """May this VM talk to this server, which has proved who it is? Raises `PolicyDenied`."""
-        assert self.assurance is not None, "set by the step that is under way"
-        assert self._expected is not None, "set by the first step"
-        request = PolicyRequest(self._facts.vm, self.token.name, self.assurance)
-        leaf = hashlib.sha256(server.leaf).hexdigest()
-        try:
-            grant = self._desk.policy().confirm(self._expected, request, server)
-        except PolicyDenied as denied:
-            self.rule = denied.metadata["rule"]
-            self._record("handshake-denied", {"rule": self.rule, "leaf_sha256": leaf})
-            self.recorded = True
-            raise
-        self.rule = grant.rule
-        assurance = self.assurance.value
-        self._record("handshake-allowed", {"rule": grant.rule, "leaf_sha256": leaf, "assurance": assurance})
-        self.server = server
-
-    def remember(self, result: HandshakeResult) -> int:
-        """In the event loop: how many tickets the agent is to send; the token has one of TLS 1.2 already."""
-        vm, sessions = self._facts.vm.uuid, self._desk.sessions
-        wanted = sessions.wanted(vm, self._purpose)
-        if not wanted:
-            return 0
-        if result.key_block.version is ProtocolVersion.TLS_1_2:
-            self._take_ticket(result.session)
-            return 0
-        session = Session(self._purpose, result.session, tickets_left=wanted)
-        sessions.begin(vm, self._facts.session_id, session)
-        return wanted
-
-    def _take_ticket(self, token_session: bytes) -> None:
-        vm, loop = self._facts.vm.uuid, asyncio.get_running_loop()
-
-        def take(card: HandshakeToken) -> None:
-            resumption = card.accept_ticket(token_session, b"")
-            if resumption is not None:
-                loop.call_soon_threadsafe(self._desk.sessions.keep, vm, self._purpose, resumption)
-
-        self.token.worker.post(take)
-
-    def drop_resumption(self) -> None:
-        """In the event loop: do not try the same session again after a failure."""
-        if self._resumption is not None:
-            self._desk.sessions.drop(self._facts.vm.uuid, self._purpose, self._resumption.handle)
-
-    def _expect(self, assurance: Assurance) -> Grant:
-        """What policy will most likely grant; only sessions that were made in the same way are resumed."""
-        request = PolicyRequest(self._facts.vm, self.token.name, assurance)
-        self._expected = expected = self._desk.policy().expect(request, self._facts.request.server_name)
-        self._purpose = replace(self._purpose, certificate=expected.certificate)
-        return expected
-
-    def _allowed_resumption(self, assurance: Assurance) -> Resumption | None:
-        """The newest session that policy would allow today, by the identity kept with its ticket."""
-        expected = self._expect(assurance)
-        vm, sessions = self._facts.vm, self._desk.sessions
-        request = PolicyRequest(vm, self.token.name, assurance)
-        for resumption in sessions.candidates(vm.uuid, self._purpose):
-            try:
-                self._desk.policy().confirm(expected, request, resumption.server)
-                return resumption
-            except PolicyDenied as denied:
-                sessions.drop(vm.uuid, self._purpose, resumption.handle)
-                rule = {"rule": denied.metadata["rule"]}
-                self._desk.notes.add("resumption-denied", {**self._facts.fields(), **rule})
-        return None
-
-    def _check(self, result: HandshakeResult) -> None:
-        """A token must not complete a handshake with a server that policy has not seen."""
-        if self.server is None or result.server != self.server:
-            raise HandshakeFailed(VmTokenError("The token did not ask before it finished the handshake."))
-
-    def _spend(self, card: HandshakeToken, before: float) -> None:
-        in_token, traffic = self._desk.clock.monotonic() - before, card.traffic
-        queue = self.total.queue if not self.total.in_token else 0.0
-        apdus, octets = traffic.apdus - self.total.apdus, traffic.octets - self.total.apdu_octets
-        self.cost = Cost(queue, in_token, apdus, octets)
-        self.total = Cost(self.total.queue, self.total.in_token + in_token, traffic.apdus, traffic.octets)
-
-    def _record_failure(self, error: VmTokenError) -> None:
-        """A failure that cannot be recorded is one all the same; it is noted for later."""
-        if not self.recorded:
-            fields = {"outcome": error.reason, "message": error.message[:_LONGEST_MESSAGE]}
-            with suppress(VmTokenError):
-                self._record("handshake-failed", fields)
-                self.recorded = True
-
-    def _record(self, event: str, fields: Mapping[str, str | int | bool | None]) -> None:
-        """Raises `VmTokenError` when the record cannot be written: what is not recorded does not happen."""
-        try:
-            self._desk.audit.append(event, {**self._facts.fields(), **fields})
-        except AuditError as error:
-            raise VmTokenError("The broker cannot write its audit log.") from error
-
-
-_LONGEST_MESSAGE: Final = 500
-
-
-def _result_fields(result: HandshakeResult, total: Cost) -> dict[str, str | int | bool | None]:
-    return {
-        "version": result.key_block.version.name,
-        "cipher_suite": result.key_block.cipher_suite.name,
-        "group": result.group,
-        "alpn": result.alpn,
-        "resumed": result.resumed,
-        "client_certificate_sent": result.client_certificate_sent,
-        "queue_microseconds": round(total.queue * 1e6),
-        "token_microseconds": round(total.in_token * 1e6),
-    }
-
-
 def _summary(
-    facts: _Facts, run: _Run | None, outcome: str, result: HandshakeResult | None, total: float
+    facts: Facts, run: Run | None, outcome: str, result: HandshakeResult | None, total: float
 ) -> Summary:
     summary = Summary(
         facts.session_id,
