@@ -7,6 +7,7 @@ set -eu
 packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest
     pcscd vsmartcard-vpcd libpcsclite-dev pkg-config gcc
     softhsm2 p11-kit p11-kit-modules opensc opensc-pkcs11 yubico-piv-tool
+    libxenmisc4.17
     swtpm swtpm-tools libtpm2-pkcs11-1 libtpm2-pkcs11-tools tpm2-tools
     tpm2-abrmd libtss2-tcti-tabrmd0 dbus-daemon"
 
