@@ -25,7 +25,7 @@ import pytest
 
 from dom0_broker.app import App
 from dom0_broker.audit import verify
-from dom0_broker.backends.base import Kept, Pins, PinState, TokenBackend, TokenIssuer
+from dom0_broker.backends.base import FoundToken, Kept, Pins, PinState, TokenBackend, TokenIssuer
 from dom0_broker.backends.pcsc.applications import PivUse
 from dom0_broker.backends.registry import BackendSettings, backend_for
 from dom0_broker.backends.software import pin as software_pin
@@ -41,7 +41,7 @@ from tests.support.broker_app import WEB01, Stream, agent_of, broker_config
 from tests.support.cards import personalise
 from tests.support.pki import client_identity
 from vmtoken.cards.piv_codes import Slot
-from vmtoken.errors import TokenUnavailable, VmTokenError
+from vmtoken.errors import InvalidRequest, TokenUnavailable, VmTokenError
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
@@ -96,6 +96,7 @@ class SoftCards:
 
     def backend_for(self, scheme: str, settings: BackendSettings) -> TokenBackend:
         """What the broker uses."""
+        only_soft(scheme)
         made = backend_for(scheme, settings)
         assert isinstance(made, SoftwareBackend)
         self.backend, connect = made, made.connect
@@ -156,6 +157,7 @@ class PivCards(SoftCards):
     operator: ClassVar[bytes] = MANAGEMENT_KEY.reveal().hex().encode()
 
     def backend_for(self, scheme: str, settings: BackendSettings) -> TokenBackend:
+        only_soft(scheme)
         self.backend = SoftwareBackend(settings.elements_directory, settings.sealing_key, options=_PIV)
         return _PivBackend(self, settings.pin_reserve)
 
@@ -163,7 +165,7 @@ class PivCards(SoftCards):
         secrets = PivSecrets(SecretBytes(USER), SecretBytes(OPERATOR), MANAGEMENT_KEY)
         backend = SoftwareBackend(self.state / "elements", self.sealing_key, options=_PIV)
         backend.create(name, Pins(SecretBytes(USER), SecretBytes(OPERATOR)), secrets)
-        return f"piv:{name}"
+        return f"soft:{name}"
 
     def tries_left(self, name: str) -> tuple[int, int]:
         """Of PIN and PUK."""
@@ -206,7 +208,7 @@ class _InReader:
 
 
 class _PivBackend:
-    """`piv:NAME`, as far as tokens are used."""
+    """As the PC/SC backend uses PIV cards."""
 
     def __init__(self, cards: PivCards, reserve: int) -> None:
         self._use = functools.partial(cards.use, reserve=reserve)
@@ -228,8 +230,26 @@ class _PivBackend:
     def unblock_user_pin(self, locator: str, code: SecretBytes, new_pin: SecretBytes) -> None:
         self._use(locator).unblock_user_pin(code, new_pin)
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None  # watch, close, present: nothing to do
+    def present(self, locator: str) -> bool:
+        return True
+
+    def discover(self) -> list[FoundToken]:
+        return []
+
+    def reset(self, locator: str) -> None:
+        pass
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def only_soft(scheme: str) -> None:
+    """No reader and no module of this machine takes part."""
+    if scheme != "soft":
+        raise InvalidRequest(f"There are no tokens of the scheme {scheme} here.")
 
 
 class Siege:
@@ -321,9 +341,8 @@ class Siege:
             pass
 
     async def discovers(self, name: str) -> None:
-        assert self.cards.backend is not None
-        await asyncio.to_thread(self.cards.backend.discover)
-        await asyncio.to_thread(self.cards.backend.reset, name)
+        await self.admin.ResetToken(pb.ResetTokenRequest(name=name))
+        await self.admin.DiscoverTokens(pb.DiscoverTokensRequest())
 
     # The operator, whose configuration is broken.
 
