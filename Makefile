@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test check bench soak proto constraints clean
+.PHONY: setup demo test check bench soak proto constraints clean xen-lab xen-shell test-xen
 
 setup: $(STAMP)
 
@@ -43,6 +43,17 @@ bench: $(TEST_STAMP)  ## ratios against Python's ssl; writes build/bench.json
 
 soak: $(TEST_STAMP)  ## 70,000 short sessions on one token: does anything grow?
 	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+XEN_LAB = scripts/debian-packages.sh xen && PYTHONPATH=deploy/xen-lab $(BIN)/python -m xenlab
+
+xen-lab: setup  ## a real Xen in QEMU: build its images, boot it with two domUs, and stay (docs/xen-lab.md)
+	@$(XEN_LAB) boot web01 web02
+
+xen-shell: setup  ## a shell in the lab, in MACHINE (dom0, web01, ...)
+	@$(XEN_LAB) shell $(MACHINE)
+
+test-xen: setup  ## the tests marked xen, in a lab booted for them; results in build/xen-lab/results
+	@$(XEN_LAB) test -- $(PYTEST_ARGS)
 
 proto: setup  ## generate vmtoken/v1 from proto/
 	$(BIN)/python scripts/generate.py

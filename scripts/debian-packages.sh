@@ -1,6 +1,7 @@
 #!/bin/sh
 # What tests and benchmarks need from Debian: servers to talk to, the smart card stack with its virtual reader,
 # and what builds pyscard, which has no wheel for Linux.
+# With the argument `xen`: what builds and boots the Xen lab (docs/xen-lab.md).
 # Installs what is missing as root with apt; otherwise says in one line what to install.
 set -eu
 
@@ -10,6 +11,11 @@ packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest
     libxenmisc4.17
     swtpm swtpm-tools libtpm2-pkcs11-1 libtpm2-pkcs11-tools tpm2-tools
     tpm2-abrmd libtss2-tcti-tabrmd0 dbus-daemon"
+purpose="tests against real servers and cards need"
+if [ "${1:-}" = xen ]; then
+    packages="qemu-system-x86 mmdebstrap cpio e2fsprogs kmod"
+    purpose="the Xen lab needs"
+fi
 
 missing=""
 for package in $packages; do
@@ -24,6 +30,6 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # shellcheck disable=SC2086 # one word a package
     apt-get install -y -q --no-install-recommends $missing >/dev/null
 else
-    echo "tests against real servers and cards need: apt-get install$missing" >&2
+    echo "$purpose: apt-get install$missing" >&2
     [ -z "${CI:-}" ] || exit 1
 fi

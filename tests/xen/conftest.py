@@ -1,0 +1,68 @@
+"""A real Xen host for tests: dom0 and domUs that run the installed product. `make test-xen` boots it once.
+
+    def test_something(lab: Lab) -> None:
+        lab.dom0.run(["xl", "list"])                # raises CommandFailed with the output, unless check=False
+        web01 = lab.domu("web01")                   # shared by tests; booted when it is first asked for
+        web01.python("import vmtoken")              # the Python of the installed product; or start_python
+        with lab.dom0.start(["tail", "-f", "x"]) as tail:   # a Process, ended with the block
+            tail.wait_for("ready", seconds=30)      # and write, signal, kill, stop, wait, output
+        own = lab.create("own", identity=UUID(...), memory=256, config={"on_crash": "preserve"})
+        own.pause(); own.unpause(); own.reboot(); own.shut_down(); own.create(); own.destroy()
+        own.save("/root/own.save"); own.restore("/root/own.save")
+        own.domid, own.uuid, own.address, own.is_alive, own.console()
+        lab.dom0.write("/etc/x", "text"); lab.dom0.read("/etc/x"); web01.copy_in(Path("dir"), "/root/dir")
+        lab.dom0.wait_until("test -S /run/x.sock", seconds=20)
+
+A domU that a test changes for good (destroys, reboots, reconfigures) is one of its own: `lab.create`. Every
+call has a time limit, `seconds`, and raises a child of LabError. dom0 is 10.77.0.1 on the lab's bridge.
+More is in docs/xen-lab.md, deploy/xen-lab/xenlab/lab.py and remote.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from xenlab import Lab, images
+from xenlab.suite import RESULTS
+
+TEST_WITHIN = 600
+"""Seconds for a test that sets no limit of its own, with what it boots."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    outside = pytest.mark.skip(reason="runs on a real Xen: `make test-xen` boots one")
+    for item in items:
+        if item.path.is_relative_to(config.rootpath / "tests/xen"):
+            item.add_marker(pytest.mark.xen)
+            item.add_marker(pytest.mark.timeout(TEST_WITHIN), append=False)
+            if not config.getoption("xen_lab"):
+                item.add_marker(outside)
+
+
+@pytest.fixture(scope="session")
+def booted_lab() -> Iterator[Lab]:
+    """Xen and dom0, booted once for all tests."""
+    with Lab.boot(images.build(), RESULTS) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lab(booted_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The lab; when the test fails, the report shows what all consoles said last."""
+    booted_lab.check()
+    yield booted_lab
+    if request.node.stash.get(_FAILED, False):
+        for name, text in booted_lab.consoles().items():
+            request.node.add_report_section("teardown", f"console of {name}", text)
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
