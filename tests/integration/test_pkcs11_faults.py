@@ -278,3 +278,15 @@ def test_watch_tells_of_tokens_that_come(tmp_path: Path, monkeypatch: pytest.Mon
         with suppress(TokenUnavailable):
             backend.pin_state(holder.locator)
         assert changed.wait(5.0)
+        assert backend.present(holder.locator)
+        assert not backend.present("token=elsewhere")
+
+
+def test_what_is_present_is_told_without_waiting_for_a_module(holder: Pkcs11Holder) -> None:
+    """It is asked where everybody else waits, so a module that hangs must not matter."""
+    backend = holder.token_.backend
+    hang(pid_of(holder))
+    began = time.monotonic()
+    assert backend.present(holder.locator)
+    assert not holder.token_.new_backend().present(holder.locator)
+    assert time.monotonic() - began < 0.1

@@ -63,17 +63,14 @@ class Pkcs11Backend:
 
     def open(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> EngineToken:
         """See `TokenBackend.open`."""
-        uri = _uri(locator)
-        with self._session(uri, user_pin) as (session, pin):
-            key = Pkcs11Key.find(session, uri, pin, kept)
-            token = session.token
-            return EngineToken(
-                key,
-                anchors=kept.anchors,
-                serial=token.serial or token.token,
-                application=f"PKCS#11, {token.model}",
-                assurance=token.assurance,
-            )
+        key = self.open_key(locator, user_pin, kept)
+        return EngineToken(
+            key,
+            anchors=kept.anchors,
+            serial=key.token.serial or key.token.token,
+            application=f"PKCS#11, {key.token.model}",
+            assurance=key.token.assurance,
+        )
 
     def open_key(self, locator: str, user_pin: SecretBytes | None, kept: Kept = NOTHING_KEPT) -> Pkcs11Key:
         """The key without the engine around it. Errors as `open`."""
@@ -113,14 +110,11 @@ class Pkcs11Backend:
         return [found for path in self._configured for found in self._found_in(path)]
 
     def present(self, locator: str) -> bool:
-        """See `TokenBackend.present`: as far as modules show it that are in use already."""
+        """See `TokenBackend.present`: what the modules showed last; asks none, so it never waits."""
         uri = _uri(locator)
         with self._lock:
-            modules = [module for module in self._modules.values() if module.describes(uri)]
-        try:
-            return any(_matching(modules, uri, refresh=False))
-        except VmTokenError:
-            return False
+            modules = list(self._modules.values())
+        return any(token.is_meant_by(uri) for module in modules for token in module.last_seen)
 
     def reset(self, locator: str) -> None:
         """See `TokenBackend.reset`: the module is loaded anew, with all its tokens."""
@@ -232,7 +226,8 @@ class Pkcs11Backend:
             modules = list(self._modules.values())
         for module in modules:
             with contextlib.suppress(VmTokenError):
-                yield from (token.identity for token in module.tokens())
+                module.tokens()
+            yield from (token.identity for token in module.last_seen)
 
 
 def _uri(locator: str) -> Pkcs11Uri:

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from dom0_broker.backends.child import outlet, serve
@@ -307,9 +308,9 @@ class Module:
         ) from error
 
     def _broken(self, error: cryptoki.CkrError) -> NoReturn:
+        name, code = Path(self._path).name, cryptoki.code(error)
         failure = TokenUnavailable(
-            f"The PKCS#11 module {self._path} broke down ({cryptoki.code(error)}); it is loaded anew.",
-            retry_after=1.0,
+            f"The PKCS#11 module {name} broke down ({code}); it is loaded anew.", retry_after=1.0
         )
         failure.metadata["broken"] = "module"
         raise failure from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from dom0_broker.backends.base import Kept
-from dom0_broker.backends.pkcs11.module import KeyInfo, Session, required_public_key
+from dom0_broker.backends.pkcs11.module import KeyInfo, Session, TokenInfo, required_public_key
 from dom0_broker.backends.pkcs11.objects import Found, chain_for, spki
 from dom0_broker.backends.pkcs11.signing import bits_of, is_usable, ways_of
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
@@ -50,6 +50,11 @@ class Pkcs11Key:
         own_pin = SecretBytes(pin.reveal()) if pin is not None and key.always_authenticate else None
         chain = _chain(key, public_key, certificates, kept)
         return cls(session, public_key, chain, own_pin)
+
+    @property
+    def token(self) -> TokenInfo:
+        """Where it is, as it was when it was opened."""
+        return self._session.token
 
     @property
     def certificate_chain(self) -> Sequence[bytes]:

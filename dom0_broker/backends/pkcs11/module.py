@@ -30,6 +30,10 @@ _GENERATION: Final = 120.0
 """Seconds for a key pair: RSA in a TPM or a card takes up to a minute."""
 
 
+class ModuleBusy(TokenUnavailable):
+    """Others had the module for so long that it was never our turn; it is well."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
     """CK_TOKEN_INFO and what belongs to it, at one moment."""
@@ -104,6 +108,8 @@ class Module:
         self._process = DeviceProcess(_CHILD, [str(library)], name=name, environment=environment)
         self._refused = RefusedPins()
         self._turn = threading.Lock()
+        self.last_seen: tuple[TokenInfo, ...] = ()
+        """What `tokens` found last; nothing while the module does not answer."""
 
     def describes(self, uri: Pkcs11Uri) -> bool:
         """Whether the library fits what the URI says of it."""
@@ -117,7 +123,15 @@ class Module:
 
     def tokens(self, *, refresh: bool = False) -> list[TokenInfo]:
         """Those that are there; `refresh` lets a module look again that does so only at its start."""
-        return [TokenInfo.of(answer) for answer in self.call("refresh" if refresh else "tokens")]
+        try:
+            found = [TokenInfo.of(answer) for answer in self.call("refresh" if refresh else "tokens")]
+        except ModuleBusy:
+            raise
+        except TokenUnavailable:
+            self.last_seen = ()
+            raise
+        self.last_seen = tuple(found)
+        return found
 
     def look(self, token: TokenInfo) -> tuple[list[KeyInfo], list[Found]]:
         """Keys and certificates to be seen without a PIN."""
@@ -148,7 +162,7 @@ class Module:
         """Ask the process; see `child.Module`. The time begins when it is our turn."""
         limit = timeout or self._timeout
         if not self._turn.acquire(timeout=limit):
-            raise TokenUnavailable(
+            raise ModuleBusy(
                 f"The PKCS#11 module {self.library.name} is busy with other tokens; try again.",
                 retry_after=limit,
             )

@@ -23,8 +23,10 @@ class FakeProcess:
         self.let_go = threading.Event()
         self.given_up = 0
         self.at_work = 0
+        self.tokens = "quick"
 
     def call(self, lane: str, method: str, *arguments: Any, timeout: float) -> str:
+        method = self.tokens if method == "tokens" else method
         self.at_work += 1
         assert self.at_work == 1, "two calls at once"
         try:
@@ -63,8 +65,11 @@ def test_module_that_is_busy_is_not_ended_by_who_waits(module: Module, process: 
     worker = threading.Thread(target=lambda: answers.append(module.call("slow", timeout=10.0)))
     worker.start()
     assert process.entered.wait(5)
-    with pytest.raises(TokenUnavailable, match="busy with other tokens"):
-        module.call("quick")
+    module.last_seen = seen = (object(),)  # type: ignore[assignment]
+    for call in (lambda: module.call("quick"), module.tokens):
+        with pytest.raises(TokenUnavailable, match="busy with other tokens"):
+            call()
+    assert module.last_seen is seen
     process.let_go.set()
     worker.join()
     assert answers == ["slow"]
@@ -78,3 +83,11 @@ def test_module_that_hangs_or_breaks_down_is_ended(module: Module, process: Fake
         module.call(method)
     assert process.given_up == 1
     assert module.call("quick") == "quick"
+
+
+def test_module_that_does_not_answer_shows_no_tokens(module: Module, process: FakeProcess) -> None:
+    module.last_seen = (object(),)  # type: ignore[assignment]
+    process.tokens = "hang"
+    with pytest.raises(TokenUnavailable):
+        module.tokens()
+    assert module.last_seen == ()
