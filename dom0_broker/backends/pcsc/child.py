@@ -16,6 +16,7 @@ from dom0_broker.backends.child import Outlet, outlet, serve
 from dom0_broker.backends.pcsc.messages import Connected, Reader, Returned, Snapshot
 from dom0_broker.backends.pcsc.sentences import unavailable
 from dom0_broker.backends.pcsc.winscard import (
+    INVALID_PARAMETER,
     PNP_NOTIFICATION,
     Card,
     Context,
@@ -135,28 +136,37 @@ class Monitor:
     def __init__(self, events: Outlet) -> None:
         self._events = events
         self._last: Snapshot | None = None
+        self._is_notified = True
+        """Whether pcscd tells when readers come; else they are found by looking."""
 
     def run(self) -> None:
         """For ever; a pcscd that ends takes its context with it, and a new one is needed."""
         pause = _FIRST_PAUSE
         while True:
+            began = time.monotonic()
             try:
                 with Context() as context:
-                    pause = _FIRST_PAUSE
                     self._watch(context)
             except PcscError as error:
                 self._tell(Snapshot(problem=unavailable(error.status, "").message))
+            lasted = time.monotonic() - began > _LONGEST_PAUSE
+            pause = _FIRST_PAUSE if lasted else min(2 * pause, _LONGEST_PAUSE)
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _watch(self, context: Context) -> None:
         events: dict[str, ReaderEvent] = {}
         while True:
             names = context.readers()
             known = {name: events[name].state if name in events else is_unaware() for name in names}
-            if not names or all(name in events for name in names):
+            if self._is_notified and all(name in events for name in names):
                 known[PNP_NOTIFICATION] = is_unaware()
-            events = context.wait(known, _LOOK)
+            try:
+                events = context.wait(known, _LOOK)
+            except PcscError as error:
+                if error.status != INVALID_PARAMETER or not self._is_notified:
+                    raise
+                self._is_notified = False  # as many readers as there can be leave no room for it
+                continue
             events.pop(PNP_NOTIFICATION, None)
             self._tell(Snapshot(tuple(_reader(name, event) for name, event in events.items())))
 

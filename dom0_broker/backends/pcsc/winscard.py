@@ -16,6 +16,9 @@ from smartcard import scard
 PNP_NOTIFICATION: Final = "\\\\?PnP?\\Notification"
 """The reader that changes when readers come and go (SCardGetStatusChange)."""
 
+INVALID_PARAMETER: Final = 0x80100004
+"""SCARD_E_INVALID_PARAMETER."""
+
 _COUNTER_SHIFT: Final = 16
 _PROTOCOLS: Final = scard.SCARD_PROTOCOL_T0 | scard.SCARD_PROTOCOL_T1
 _LEAST_ANSWER: Final = 2
