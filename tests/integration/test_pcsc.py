@@ -30,6 +30,7 @@ from tests.support.piv import BOTH, SECRETS, personalised, piv_backend
 from tests.support.pki import Identity, KeyKind, Usage, client_identity, pki, server_identity
 from tests.support.processes import Child, ChildFailed
 from tests.support.token_sessions import connect, start, talk
+from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, TokenUnavailable
 from vmtoken.token import HandshakeToken
@@ -274,6 +275,17 @@ def opens(setting: Setting, name: str) -> bool:
     except TokenUnavailable:
         return False
     return True
+
+
+def test_card_gets_more_time_for_a_key_pair(setting: Setting) -> None:
+    card = setting.card("a")
+    with setting.daemon.readers[0].holding(card, ATR):
+        wait_until(lambda: setting.backend.present(setting.locator("a")))
+        issuer = setting.backend.open_issuer(setting.locator("a"), PINS.operator)
+        card.hang()
+        threading.Timer(2 * TIMEOUT, card.go_on).start()
+        assert issuer.generate_key(KeyAlgorithm.ECDSA_P256)
+        issuer.close()
 
 
 def test_card_that_answers_late_is_taken_back(setting: Setting) -> None:

@@ -11,14 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
+from dom0_broker.backends.software.backend import SoftwareBackend
 from dom0_broker.config import PcscConfig
 from dom0_broker.ctl.__main__ import main
+from tests.support.cards import PINS, SEALING_KEY
 from tests.support.memory import python_context
 from tests.support.pcsc import wait_until
 from tests.support.pcsc_broker import (
     ATR,
+    OPTIONS,
     Rack,
+    administration,
     broker,
     certificate_seen,
     config_of,
@@ -27,7 +32,7 @@ from tests.support.pcsc_broker import (
     vm_link,
 )
 from tests.support.pcscd import MAX_READERS, pcscd
-from tests.support.stack import Stack
+from tests.support.stack import Stack, give_identity
 from vmtoken.errors import Reason
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
@@ -150,6 +155,36 @@ async def test_operator_sees_cards_and_resets_one(
             with first.holding(card, ATR):
                 await until_ready(app, "web01")
                 assert await certificate_seen(link, context) == rack.certificates["web01"]
+
+
+async def test_card_fresh_from_its_maker_gets_its_identity_in_the_reader(
+    tmp_path: Path, context: ssl.SSLContext
+) -> None:
+    rack = Rack(SoftwareBackend(tmp_path / "elements", SEALING_KEY, options=OPTIONS), {})
+    rack.elements.create("fresh", PINS)
+    with pcscd(tmp_path) as daemon, daemon.readers[0].holding(rack.card("fresh"), ATR):
+        config = config_of(tmp_path, PcscConfig(socket=str(daemon.socket_path)))
+        async with broker(config), vm_link(config, "web01") as stub:
+            await asyncio.to_thread(enrol_fresh, config.admin_socket, rack.uri("fresh"))
+            seen = await certificate_seen(stub, context)
+    assert isinstance(seen, bytes)
+    assert x509.load_der_x509_certificate(seen).subject.rfc4514_string() == "CN=web01"
+
+
+def enrol_fresh(admin_socket: Path, uri: str) -> None:
+    user, operator = PINS.user.reveal(), PINS.operator.reveal()
+    request = pb.CreateTokenRequest(
+        name="card",
+        uri=uri,
+        algorithm=pb.KEY_ALGORITHM_P256,
+        existing=True,
+        user_pin=user,
+        operator_pin=operator,
+    )
+    with administration(admin_socket) as admin:
+        admin.AddVm(pb.AddVmRequest(name="web01"))
+        give_identity(admin, request)
+        admin.Bind(pb.BindRequest(vm="web01", token="card"))
 
 
 @pytest.mark.slow

@@ -21,6 +21,13 @@ log = logging.getLogger(__name__)
 _GIVE_BACK: Final = 5.0
 """Seconds for a card to be given back, or reset; a card that hangs is left to itself then."""
 
+_INS: Final = 1
+_GENERATE_KEY_PAIR: Final = frozenset((0x46, 0x47))
+"""INS of ISO/IEC 7816-8 section 11.2."""
+
+_KEY_PAIR: Final = 120.0
+"""Seconds for a key pair at least: a slow card looks for the primes of an RSA key for more than a minute."""
+
 _CONTROL: Final = "control"
 """Lane for calls that never block."""
 
@@ -109,7 +116,10 @@ class Pcscd:
 
     def transmit(self, session: int, reader: str, command: bytes) -> bytes:
         """See `SessionCalls`."""
-        answer: bytes = self._ask(reader, session, "transmit", session, command)
+        timeout = self.settings.timeout
+        if command[_INS] in _GENERATE_KEY_PAIR:
+            timeout = max(timeout, _KEY_PAIR)
+        answer: bytes = self._ask(reader, session, "transmit", session, command, timeout=timeout)
         return answer
 
     def reset(self, session: int, reader: str) -> None:

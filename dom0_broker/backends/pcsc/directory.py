@@ -27,8 +27,8 @@ from vmtoken.errors import TokenUnavailable
 
 log = logging.getLogger(__name__)
 
-_APDU: Final = 5.0
-"""Seconds for one APDU while we look what a card is; none of them makes a card work hard."""
+_POWER_UP: Final = 5.0
+"""Seconds for a card to be powered up when we look what it is."""
 
 _PAUSES: Final = (0.2, 1.0, 3.0)
 """Seconds between tries to read a card that was in use or unsteady, as one that was just put in is."""
@@ -241,7 +241,7 @@ def _applications(entry: Entry) -> tuple[str, tuple[CardApplication, ...] | None
         with daemon.turn(reader):
             if daemon.connection(reader) is not None:
                 return "", None
-            connection = daemon.connect(reader, _APDU)
+            connection = daemon.connect(reader, _POWER_UP)
             try:
                 return "", applications_on(connection, t0=connection.t0)
             finally:
