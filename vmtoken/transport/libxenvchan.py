@@ -281,23 +281,23 @@ def _failure(path: str) -> OSError:
 
 
 def _clean_heap() -> None:
-    """Let the library's next malloc of its structure give zeroes.
+    """Let the library's next malloc of its structure give zeroes, but for what it fills itself.
 
     An init that fails halfway closes a structure that it has not filled: it unmaps, removes and frees what
-    happens to be there (seen: SIGSEGV, double free). glibc gives a thread the chunk that it freed last, so
-    chunks of zeroes freed here, as many as it keeps, are what the library gets; with zeroes its way out is
-    clean.
+    happens to be there (seen: SIGSEGV, double free). glibc keeps some chunks of each size that a thread has
+    freed, and gives it those first; when all of them are zeroes, the way out is clean.
     """
     c, size = _libc(), ctypes.sizeof(_Control)
-    chunks = [c.calloc(1, size) for _ in range(_TCACHE_DEPTH)]
+    chunks = [c.malloc(size) for _ in range(_TCACHE_DEPTH)]  # not calloc, which takes none of those kept
     for chunk in chunks:
+        ctypes.memset(chunk, 0, size)
         c.free(chunk)
 
 
 @functools.cache
 def _libc() -> ctypes.CDLL:
     c = ctypes.CDLL(None)
-    c.calloc.restype, c.calloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t, ctypes.c_size_t)
+    c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
     c.free.restype, c.free.argtypes = None, (ctypes.c_void_p,)
     return c
 

@@ -65,6 +65,19 @@ def test_the_librarys_failures_are_errors_and_give_reserved_grants_back() -> Non
             open_client(0, PATH)
 
 
+def test_what_the_library_leaves_unfilled_is_zero_in_a_heap_that_was_cleaned() -> None:
+    """What it fills is up to `event_port`, octet 24; there malloc's own bookkeeping may show."""
+    c, size = libxenvchan._libc(), ctypes.sizeof(libxenvchan._Control)
+    dirty = [c.malloc(size) for _ in range(50)]
+    for chunk in dirty:
+        ctypes.memset(chunk, 0xAA, size)
+        c.free(chunk)
+    libxenvchan._clean_heap()
+    chunk = c.malloc(size)
+    assert ctypes.string_at(chunk + 24, size - 24) == bytes(size - 24)
+    c.free(chunk)
+
+
 def test_the_structure_has_the_size_that_a_c_compiler_gives_it(tmp_path: Path) -> None:
     """As libxenvchan.h of Xen 4.17 declares it."""
     source = tmp_path / "size.c"
