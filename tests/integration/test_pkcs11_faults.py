@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -36,6 +37,8 @@ from vmtoken.token import HandshakeToken
 pytestmark = pytest.mark.pkcs11
 
 USER = SecretBytes(PIN)
+Result = TypeVar("Result")
+
 HEALED_WITHIN = 20.0
 """Seconds; the pauses between two starts of a process double from a quarter of a second."""
 
@@ -52,7 +55,7 @@ def pid_of(holder: Pkcs11Holder) -> int:
     return pid
 
 
-def healed(opening: Callable[[], HandshakeToken]) -> HandshakeToken:
+def healed(opening: Callable[[], Result]) -> Result:
     """Open until it works, as a token's worker does."""
     deadline = time.monotonic() + HEALED_WITHIN
     while time.monotonic() < deadline:
@@ -157,7 +160,9 @@ def test_wrong_pin_is_given_to_the_token_once(tmp_path: Path) -> None:
                 backend.open(holder.locator, wrong, holder.kept)
         assert logins(tmp_path / "spy.log") == 1
         pid = backend.module_of(holder.locator).pid
-        backend.reset(holder.locator)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        healed(lambda: backend.module_of(holder.locator))
         with pytest.raises(PinRejected, match="not tried again"):
             backend.open_issuer(holder.locator, None, wrong)
         with pytest.raises(PinRejected, match="not tried again"):
@@ -166,6 +171,18 @@ def test_wrong_pin_is_given_to_the_token_once(tmp_path: Path) -> None:
         handshake(backend.open(holder.locator, USER, holder.kept))
         assert logins(tmp_path / "spy.log") == 2
         assert backend.module_of(holder.locator).pid != pid
+
+
+def test_operator_may_have_a_refused_pin_tried_again(holder: Pkcs11Holder) -> None:
+    """The token may have got it since, by other hands."""
+    backend, new = holder.token_.backend, SecretBytes(WRONG_PIN)
+    with pytest.raises(PinRejected):
+        backend.open(holder.locator, new)
+    holder.token_.new_backend().change_user_pin(holder.locator, USER, new)
+    with pytest.raises(PinRejected, match="vmtokenctl token reset"):
+        backend.open(holder.locator, new)
+    backend.reset(holder.locator)
+    backend.open(holder.locator, new).close()
 
 
 def test_wrong_pin_does_not_end_the_module(holder: Pkcs11Holder) -> None:

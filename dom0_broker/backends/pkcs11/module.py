@@ -179,7 +179,8 @@ class Module:
             self._turn.release()
 
     def reset(self) -> None:
-        """End the process; the next call starts another at once."""
+        """End the process; the next call starts another at once, and PINs that were refused may be tried."""
+        self._refused.clear()
         self._process.kill()
 
     def close(self) -> None:

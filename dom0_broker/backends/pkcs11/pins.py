@@ -105,7 +105,8 @@ class RefusedPins:
         """Raise `PinRejected` for one that was refused before."""
         if self._tags.of(pin) in self._refused.get(owner, ()):
             raise PinRejected(
-                f"The token refused this {kind.name} before, so it is not tried again; give the right one.",
+                f"The token refused this {kind.name} before, so it is not tried again: give the right one, "
+                "or run 'vmtokenctl token reset' if the token has got this one since.",
                 retries_left=1,
             )
 
@@ -116,3 +117,7 @@ class RefusedPins:
     def forget(self, owner: tuple[str, ...]) -> None:
         """The token took a PIN, or got a new one."""
         self._refused.pop(owner, None)
+
+    def clear(self) -> None:
+        """The operator says that things have changed."""
+        self._refused.clear()
