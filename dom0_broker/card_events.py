@@ -18,6 +18,7 @@ class CardEvents:
         self._look = look
         self._loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._closed = False
 
     def changed(self, scheme: str) -> None:
         """Tokens of a scheme came or went; to be called in any thread."""
@@ -26,11 +27,12 @@ class CardEvents:
 
     def close(self) -> None:
         """Look no more."""
+        self._closed = True
         for timer in self._timers.values():
             timer.cancel()
 
     def _plan(self, scheme: str) -> None:
-        if scheme not in self._timers:
+        if scheme not in self._timers and not self._closed:
             self._timers[scheme] = self._loop.call_later(_TOGETHER, self._look_now, scheme)
 
     def _look_now(self, scheme: str) -> None:

@@ -52,7 +52,7 @@ class Sessions:
             session = _Session(reader)
             with self._lock:
                 self._open[number] = session
-            return Connected(session.card.atr(), session.card.is_t0)
+            return Connected(session.atr, session.card.is_t0)
 
     def transmit(self, number: int, command: bytes) -> bytes:
         """One APDU."""
@@ -118,9 +118,10 @@ class _Session:
 
     def __init__(self, reader: str) -> None:
         self.reader = reader
-        self._context = Context()
+        self._context = Context()  # releasing it gives its card back
         try:
             self.card: Card = self._context.connect(reader)
+            self.atr = self.card.atr()
         except PcscError:
             self._context.release()
             raise

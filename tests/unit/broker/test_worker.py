@@ -76,6 +76,47 @@ async def test_card_that_cannot_be_opened_is_not_tried_in_a_tight_loop() -> None
     assert script.opened == 1
 
 
+async def test_card_that_comes_back_is_opened_without_a_pause() -> None:
+    script = Script(before={"open": raising(TokenUnavailable("no card"))})
+    async with worker(script) as it:
+        with pytest.raises(TokenUnavailable):
+            await it.run(noop)
+        del script.before["open"]
+        it.look_again(lambda: True)
+        await it.run(noop)
+        assert it.problem is None
+    assert script.opened == 2
+
+
+async def test_card_that_goes_is_missed_before_anybody_needs_it() -> None:
+    script = Script()
+    async with worker(script) as it:
+        await it.run(noop)
+        it.look_again(lambda: True)
+        await it.run(noop)
+        assert (script.opened, script.closed) == (1, 0)
+        script.before["open"] = raising(TokenUnavailable("in no reader"))
+        it.look_again(lambda: False)
+        with pytest.raises(TokenUnavailable, match="in no reader"):
+            await it.run(noop)
+    assert (script.opened, script.closed) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [PinRejected("wrong PIN", retries_left=2), PinBlocked("b"), PinMissing("m")]
+)
+async def test_cards_that_come_and_go_are_no_reason_to_try_a_pin_again(error: VmTokenError) -> None:
+    script = Script(before={"open": raising(error)})
+    async with worker(script) as it:
+        with pytest.raises(type(error)):
+            await it.run(noop)
+        for _ in range(10):
+            it.look_again(lambda: True)
+        with pytest.raises(type(error)):
+            await it.run(noop)
+    assert script.opened == 1
+
+
 async def test_rejected_pin_is_never_tried_again_by_itself() -> None:
     script = Script(before={"open": raising(PinRejected("wrong PIN", retries_left=2))})
     async with worker(script) as it:
