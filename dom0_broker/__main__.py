@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from dom0_broker.app import App, run
@@ -18,6 +18,7 @@ from dom0_broker.store import StoreError
 from vmtoken import log
 from vmtoken.errors import VmTokenError
 from vmtoken.settings import SettingsError
+from vmtoken.version import VERSION
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         config = read_config(arguments.config)
-        check_directories(config)
+        check_directories(config, for_another_user=arguments.check_config and os.geteuid() == 0)
         if arguments.check_config:
             return _checked(config)
     except (SettingsError, PolicyError) as error:
@@ -53,9 +54,7 @@ def _checked(config: BrokerConfig) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vmtoken-broker", description=__doc__)
-    parser.add_argument(
-        "--version", action="version", version=f"vmtoken-broker {metadata.version('vmtoken')}"
-    )
+    parser.add_argument("--version", action="version", version=f"vmtoken-broker {VERSION}")
     default = Path("/etc/vmtoken/broker.toml")
     parser.add_argument("--config", type=Path, default=default, help="default: %(default)s")
     parser.add_argument(

@@ -226,10 +226,13 @@ def located(path: Path) -> BrokerConfig:
     )
 
 
-def check_directories(config: BrokerConfig) -> None:
-    """Refuse directories that others could read secrets from or plant rules in; raises `SettingsError`."""
+def check_directories(config: BrokerConfig, *, for_another_user: bool = False) -> None:
+    """Refuse directories that others could read secrets from or plant rules in; raises `SettingsError`.
+
+    Root may check `for_another_user`, whose state belongs to that user.
+    """
     if config.state_dir.exists():
-        _check_private(config.state_dir)
+        _check_private(config.state_dir, for_another_user)
     if not config.policy_dir.is_dir():
         raise SettingsError(
             f"policy_dir {config.policy_dir} is not a directory; make it, or correct the path."
@@ -274,7 +277,7 @@ def _check_values(config: BrokerConfig, path: Path) -> None:
         raise SettingsError(f"{path}: limits.vm_streams: less than limits.vm_handshakes; raise it.")
 
 
-def _check_private(directory: Path) -> None:
+def _check_private(directory: Path, for_another_user: bool) -> None:
     status = directory.stat()
     if not stat.S_ISDIR(status.st_mode):
         raise SettingsError(f"state_dir {directory} is not a directory; remove it, or correct the path.")
@@ -283,7 +286,7 @@ def _check_private(directory: Path) -> None:
         raise SettingsError(
             f"state_dir {directory} is open to others (mode {mode:04o}); run: chmod 0700 {directory}"
         )
-    if status.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid() and not for_another_user:
         raise SettingsError(f"state_dir {directory} belongs to user {status.st_uid}, not the broker's.")
 
 

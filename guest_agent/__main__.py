@@ -13,6 +13,7 @@ from guest_agent.app import run
 from guest_agent.config import DEFAULT_PATH, load_config
 from vmtoken.log import set_up
 from vmtoken.settings import SettingsError
+from vmtoken.version import VERSION
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def _complain(error: Exception, exit_code: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vmtoken-agent", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"vmtoken-agent {VERSION}")
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"default: {DEFAULT_PATH}"
     )

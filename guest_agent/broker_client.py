@@ -137,6 +137,8 @@ class BrokerClient:
         self._turns = asyncio.Semaphore(settings.handshakes)
         self._idle: deque[_HandshakeStream] = deque()
         self._closed = False
+        self.broker_version = ""
+        """Of the broker that told its tokens last; empty when it did not say."""
 
     async def tokens(self, timeout: float) -> list[Token]:
         """The tokens of this VM, by name. Raises `BrokerUnavailable`."""
@@ -147,6 +149,7 @@ class BrokerClient:
             response = await call
         except grpc.aio.AioRpcError as error:
             raise _broker_error(error) from error
+        self.broker_version = response.broker_version
         return [
             Token(
                 name=token.name,

@@ -29,7 +29,7 @@ from vmtoken.v1 import tls_service_pb2 as pb
 from vmtoken.v1.tls_service_pb2_grpc import TlsServiceStub
 from vmtoken.v1.token_pb2 import TokenDescriptor
 
-DEFAULT_SOCKET: Final = Path("/run/vmtoken/agent.sock")
+DEFAULT_SOCKET: Final = Path("/run/vmtoken-agent/agent.sock")
 
 MAX_DATA: Final = 262_144
 """Octets of data in one message (tls_service.proto)."""
@@ -51,8 +51,11 @@ class AgentClient:
 
     async def tokens(self, timeout: float | None = None) -> list[TokenDescriptor]:
         """The tokens that this machine may use, by name."""
-        response = await self._answer(self._stub.ListTokens(pb.ListAgentTokensRequest(), timeout=timeout))
-        return list(response.tokens)
+        return list((await self.listing(timeout)).tokens)
+
+    async def listing(self, timeout: float | None = None) -> pb.ListAgentTokensResponse:
+        """The tokens, and the versions of agent and broker."""
+        return await self._answer(self._stub.ListTokens(pb.ListAgentTokensRequest(), timeout=timeout))
 
     async def is_serving(self, timeout: float | None = None) -> bool:
         """Whether the agent takes new sessions."""

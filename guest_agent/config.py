@@ -65,7 +65,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the agent reaches its broker."""
 
-    link: str = "unix:/run/vmtoken/broker.sock"
+    link: str = "vchan:"
     """`vchan:`, `vchan:DOMID`, `unix:PATH` or `tcp:HOST:PORT`."""
 
     enrolment: Enrolment | None = None
@@ -89,7 +89,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ApplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whom the agent serves."""
 
-    socket: Path = Path("/run/vmtoken/agent.sock")
+    socket: Path = Path("/run/vmtoken-agent/agent.sock")
     mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o666
     """Permissions of the socket. Every user may connect by default: a session is its own user's."""
 

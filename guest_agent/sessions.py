@@ -41,6 +41,11 @@ class Sessions:
         """The tokens of this VM. Raises `BrokerUnavailable`."""
         return await self._broker.tokens(self._config.sessions.handshake_timeout)
 
+    @property
+    def broker_version(self) -> str:
+        """Of the broker that told its tokens last; empty when it did not say."""
+        return self._broker.broker_version
+
     async def open(self, user: LocalUser, target: Target, timeout: float | None) -> tuple[str, TlsStream]:
         """Open a session that lives until `close`, its idle timeout or the end of the agent."""
         self._take_place(user)

@@ -59,7 +59,8 @@ class DeviceProcess:
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         """`name` is for people; `on_event` and `on_end` are called in a thread of their own."""
-        self._command = [sys.executable, "-P", "-m", module, *arguments]
+        isolation = "-I" if sys.flags.isolated else "-P"  # as we run ourselves, and never from the directory
+        self._command = [sys.executable, isolation, "-m", module, *arguments]
         self._name = name
         self._environment = environment or {}
         self._on_event = on_event

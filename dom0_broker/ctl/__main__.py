@@ -6,19 +6,19 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from dom0_broker.audit import AuditError
-from dom0_broker.ctl import ca, sessions, softcards, tokens, vms
+from dom0_broker.ctl import ca, doctor, sessions, softcards, tokens, vms
 from dom0_broker.ctl.connection import DEFAULT_CONFIG
 from dom0_broker.ctl.files import UnusableFile
 from vmtoken.errors import VmTokenError
 from vmtoken.rpc.status import from_rpc_error
 from vmtoken.settings import SettingsError
+from vmtoken.version import VERSION
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vmtokenctl", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"vmtokenctl {metadata.version('vmtoken')}")
+    parser.add_argument("--version", action="version", version=f"vmtokenctl {VERSION}")
     parser.add_argument(
         "--config", type=Path, default=DEFAULT_CONFIG, help="the broker's (default: %(default)s)"
     )
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (sessions, vms, tokens, ca, softcards):
+    for group in (sessions, vms, tokens, ca, softcards, doctor):
         group.register(commands)
     _accept_json_anywhere(commands)
     return parser

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +33,7 @@ from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.token import Assurance
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1 import admin_service_pb2_grpc, token_pb2
+from vmtoken.version import VERSION
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -91,7 +91,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         """What runs, since when, and what is wrong."""
         policy, head = self._desk.policy(), self._desk.audit.head
         return pb.StatusResponse(
-            version=metadata.version("vmtoken"),
+            version=VERSION,
             started=_timestamp(self._control.started),
             draining=self._control.draining(),
             vms=len(self._vms.vms()),

@@ -16,6 +16,7 @@ from vmtoken.rpc import convert
 from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.v1 import token_pb2, token_service_pb2_grpc
 from vmtoken.v1 import token_service_pb2 as pb
+from vmtoken.version import VERSION
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,7 +33,7 @@ class TokenService(token_service_pb2_grpc.TokenServiceServicer):
         """The tokens of the calling VM."""
         await self._pace.keep()
         views = await self._broker.tokens(self._caller)
-        return pb.ListTokensResponse(tokens=map(_descriptor, views))
+        return pb.ListTokensResponse(tokens=map(_descriptor, views), broker_version=VERSION)
 
     async def GetCertificateChain(
         self, request: pb.GetCertificateChainRequest, context: Context

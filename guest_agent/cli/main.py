@@ -11,12 +11,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from guest_agent.cli.connect import ConnectOptions, connect
+from guest_agent.cli.doctor import doctor
 from guest_agent.cli.forward import forward
 from guest_agent.cli.status import list_tokens, status
 from guest_agent.client import DEFAULT_SOCKET
+from guest_agent.config import DEFAULT_PATH
 from vmtoken.errors import VmTokenError
 from vmtoken.v1 import tls_service_pb2 as pb
 from vmtoken.v1 import token_pb2
+from vmtoken.version import VERSION
 
 Command = Callable[[argparse.Namespace], Awaitable[int]]
 
@@ -58,7 +61,10 @@ def _forget_output() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vmtoken", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="vmtoken", description="vmtoken: TLS sessions with the identity of this machine."
+    )
+    parser.add_argument("--version", action="version", version=f"vmtoken {VERSION}")
     parser.add_argument(
         "--socket",
         type=Path,
@@ -74,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         child = _add(commands, name, command, help_text)
         child.add_argument("--json", action="store_true", help="print JSON")
+    _add_doctor(commands)
     return parser
 
 
@@ -87,6 +94,12 @@ def _add(
     child.add_argument("--socket", type=Path, default=argparse.SUPPRESS, help="the agent's socket")
     child.set_defaults(command=command)
     return child
+
+
+def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    child = _add(commands, "doctor", doctor, "what is wrong here, and what to do; exit code 1 if anything is")
+    child.add_argument("--json", action="store_true", help="print JSON")
+    child.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="the agent's")
 
 
 def _add_connect(commands: _Commands[argparse.ArgumentParser]) -> None:

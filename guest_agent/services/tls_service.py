@@ -19,6 +19,7 @@ from vmtoken.tls.codes import ProtocolVersion
 from vmtoken.v1 import tls_service_pb2 as pb
 from vmtoken.v1 import token_pb2
 from vmtoken.v1.tls_service_pb2_grpc import TlsServiceServicer
+from vmtoken.version import VERSION
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,7 +46,12 @@ class TlsService(TlsServiceServicer):
         self, request: pb.ListAgentTokensRequest, context: Context
     ) -> pb.ListAgentTokensResponse:
         """The tokens of this VM."""
-        return pb.ListAgentTokensResponse(tokens=map(_descriptor, await self._sessions.tokens()))
+        tokens = await self._sessions.tokens()
+        return pb.ListAgentTokensResponse(
+            tokens=map(_descriptor, tokens),
+            agent_version=VERSION,
+            broker_version=self._sessions.broker_version,
+        )
 
     async def Connect(self, request: pb.ConnectRequest, context: Context) -> pb.ConnectResponse:
         """Open a session."""

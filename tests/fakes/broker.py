@@ -37,6 +37,7 @@ class FakeBroker(TokenServiceServicer):
         self.identity = identity
         self.card = EngineToken(identity)
         self.token = token
+        self.version = "1.0"
         self.refusal: VmTokenError | None = None
         self.refusal_after_hello: VmTokenError | None = None
         self.open_gate = asyncio.Event()
@@ -72,7 +73,7 @@ class FakeBroker(TokenServiceServicer):
             certificate_subject=self.identity.certificate.subject.rfc4514_string(),
             certificate_not_after=int(self.identity.certificate.not_valid_after_utc.timestamp()),
         )
-        return pb.ListTokensResponse(tokens=[token])
+        return pb.ListTokensResponse(tokens=[token], broker_version=self.version)
 
     async def Handshake(
         self, request_iterator: AsyncIterator[pb.HandshakeRequest], context: Any

@@ -135,6 +135,11 @@ def available() -> str | None:
     return None
 
 
+def library_name() -> str:
+    """The library that is used, such as `libxenvchan.so.4.17`. Raises `OSError` when there is none."""
+    return str(_library()._name)
+
+
 class _Ring(ctypes.Structure):
     """`struct libxenvchan_ring`; `shr` points at consumer and producer index."""
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from vmtoken.v1 import token_pb2 as vmtoken_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvmtoken/v1/tls_service.proto\x12\nvmtoken.v1\x1a\x16vmtoken/v1/token.proto\"\x18\n\x16ListAgentTokensRequest\"F\n\x17ListAgentTokensResponse\x12+\n\x06tokens\x18\x01 \x03(\x0b\x32\x1b.vmtoken.v1.TokenDescriptor\"\xde\x01\n\x0e\x43onnectRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\t\x12\x0c\n\x04\x61lpn\x18\x04 \x03(\t\x12+\n\x0bmin_version\x18\x05 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12+\n\x0bmax_version\x18\x06 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12\x13\n\x0bserver_name\x18\x07 \x01(\t\x12\x15\n\rno_resumption\x18\x08 \x01(\x08\x12\r\n\x05trace\x18\t \x01(\x08\";\n\x0f\x43onnectResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.vmtoken.v1.SessionInfo\"\xd9\x02\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x07version\x18\x02 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12\x14\n\x0c\x63ipher_suite\x18\x03 \x01(\t\x12\r\n\x05group\x18\x04 \x01(\t\x12\x0c\n\x04\x61lpn\x18\x05 \x01(\t\x12\x0f\n\x07resumed\x18\x06 \x01(\x08\x12(\n\tassurance\x18\x07 \x01(\x0e\x32\x15.vmtoken.v1.Assurance\x12\r\n\x05token\x18\x08 \x01(\t\x12\x1a\n\x12server_certificate\x18\t \x01(\x0c\x12\x1f\n\x17\x63lient_certificate_sent\x18\n \x01(\x08\x12\x0c\n\x04peer\x18\x0b \x01(\t\x12*\n\x08timeline\x18\x0c \x03(\x0b\x32\x18.vmtoken.v1.TimelineStep\x12\x19\n\x11\x62roker_session_id\x18\r \x01(\x0c\"\xe1\x01\n\x0cTimelineStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61t_microseconds\x18\x02 \x01(\r\x12\x0c\n\x04sent\x18\x03 \x01(\r\x12\x10\n\x08received\x18\x04 \x01(\r\x12\r\n\x05\x61pdus\x18\x05 \x01(\r\x12\x13\n\x0b\x61pdu_octets\x18\x06 \x01(\r\x12\x1a\n\x12queue_microseconds\x18\x07 \x01(\r\x12\x1a\n\x12token_microseconds\x18\x08 \x01(\r\x12\x14\n\x0csent_records\x18\t \x01(\x0c\x12\x18\n\x10received_records\x18\n \x01(\x0c\"5\n\x0bReadRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nmax_octets\x18\x02 \x01(\r\")\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\"0\n\x0cWriteRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWriteResponse\"F\n\x0c\x43loseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04half\x18\x02 \x01(\x08\x12\x14\n\x0c\x61wait_ticket\x18\x03 \x01(\x08\"\x0f\n\rCloseResponse\"l\n\rTunnelRequest\x12-\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x1a.vmtoken.v1.ConnectRequestH\x00\x12\x14\n\nsession_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04step\"z\n\x0eTunnelResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x17.vmtoken.v1.SessionInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12$\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x15.vmtoken.v1.ServerEndH\x00\x42\x06\n\x04step\"\x0b\n\tServerEnd2\xa3\x03\n\nTlsService\x12U\n\nListTokens\x12\".vmtoken.v1.ListAgentTokensRequest\x1a#.vmtoken.v1.ListAgentTokensResponse\x12\x42\n\x07\x43onnect\x12\x1a.vmtoken.v1.ConnectRequest\x1a\x1b.vmtoken.v1.ConnectResponse\x12\x39\n\x04Read\x12\x17.vmtoken.v1.ReadRequest\x1a\x18.vmtoken.v1.ReadResponse\x12<\n\x05Write\x12\x18.vmtoken.v1.WriteRequest\x1a\x19.vmtoken.v1.WriteResponse\x12<\n\x05\x43lose\x12\x18.vmtoken.v1.CloseRequest\x1a\x19.vmtoken.v1.CloseResponse\x12\x43\n\x06Tunnel\x12\x19.vmtoken.v1.TunnelRequest\x1a\x1a.vmtoken.v1.TunnelResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvmtoken/v1/tls_service.proto\x12\nvmtoken.v1\x1a\x16vmtoken/v1/token.proto\"\x18\n\x16ListAgentTokensRequest\"u\n\x17ListAgentTokensResponse\x12+\n\x06tokens\x18\x01 \x03(\x0b\x32\x1b.vmtoken.v1.TokenDescriptor\x12\x15\n\ragent_version\x18\x02 \x01(\t\x12\x16\n\x0e\x62roker_version\x18\x03 \x01(\t\"\xde\x01\n\x0e\x43onnectRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\t\x12\x0c\n\x04\x61lpn\x18\x04 \x03(\t\x12+\n\x0bmin_version\x18\x05 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12+\n\x0bmax_version\x18\x06 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12\x13\n\x0bserver_name\x18\x07 \x01(\t\x12\x15\n\rno_resumption\x18\x08 \x01(\x08\x12\r\n\x05trace\x18\t \x01(\x08\";\n\x0f\x43onnectResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.vmtoken.v1.SessionInfo\"\xd9\x02\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\'\n\x07version\x18\x02 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12\x14\n\x0c\x63ipher_suite\x18\x03 \x01(\t\x12\r\n\x05group\x18\x04 \x01(\t\x12\x0c\n\x04\x61lpn\x18\x05 \x01(\t\x12\x0f\n\x07resumed\x18\x06 \x01(\x08\x12(\n\tassurance\x18\x07 \x01(\x0e\x32\x15.vmtoken.v1.Assurance\x12\r\n\x05token\x18\x08 \x01(\t\x12\x1a\n\x12server_certificate\x18\t \x01(\x0c\x12\x1f\n\x17\x63lient_certificate_sent\x18\n \x01(\x08\x12\x0c\n\x04peer\x18\x0b \x01(\t\x12*\n\x08timeline\x18\x0c \x03(\x0b\x32\x18.vmtoken.v1.TimelineStep\x12\x19\n\x11\x62roker_session_id\x18\r \x01(\x0c\"\xe1\x01\n\x0cTimelineStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61t_microseconds\x18\x02 \x01(\r\x12\x0c\n\x04sent\x18\x03 \x01(\r\x12\x10\n\x08received\x18\x04 \x01(\r\x12\r\n\x05\x61pdus\x18\x05 \x01(\r\x12\x13\n\x0b\x61pdu_octets\x18\x06 \x01(\r\x12\x1a\n\x12queue_microseconds\x18\x07 \x01(\r\x12\x1a\n\x12token_microseconds\x18\x08 \x01(\r\x12\x14\n\x0csent_records\x18\t \x01(\x0c\x12\x18\n\x10received_records\x18\n \x01(\x0c\"5\n\x0bReadRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x12\n\nmax_octets\x18\x02 \x01(\r\")\n\x0cReadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x08\"0\n\x0cWriteRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0f\n\rWriteResponse\"F\n\x0c\x43loseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04half\x18\x02 \x01(\x08\x12\x14\n\x0c\x61wait_ticket\x18\x03 \x01(\x08\"\x0f\n\rCloseResponse\"l\n\rTunnelRequest\x12-\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x1a.vmtoken.v1.ConnectRequestH\x00\x12\x14\n\nsession_id\x18\x02 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04step\"z\n\x0eTunnelResponse\x12*\n\x07session\x18\x01 \x01(\x0b\x32\x17.vmtoken.v1.SessionInfoH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12$\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x15.vmtoken.v1.ServerEndH\x00\x42\x06\n\x04step\"\x0b\n\tServerEnd2\xa3\x03\n\nTlsService\x12U\n\nListTokens\x12\".vmtoken.v1.ListAgentTokensRequest\x1a#.vmtoken.v1.ListAgentTokensResponse\x12\x42\n\x07\x43onnect\x12\x1a.vmtoken.v1.ConnectRequest\x1a\x1b.vmtoken.v1.ConnectResponse\x12\x39\n\x04Read\x12\x17.vmtoken.v1.ReadRequest\x1a\x18.vmtoken.v1.ReadResponse\x12<\n\x05Write\x12\x18.vmtoken.v1.WriteRequest\x1a\x19.vmtoken.v1.WriteResponse\x12<\n\x05\x43lose\x12\x18.vmtoken.v1.CloseRequest\x1a\x19.vmtoken.v1.CloseResponse\x12\x43\n\x06Tunnel\x12\x19.vmtoken.v1.TunnelRequest\x1a\x1a.vmtoken.v1.TunnelResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAGENTTOKENSREQUEST']._serialized_start=68
   _globals['_LISTAGENTTOKENSREQUEST']._serialized_end=92
   _globals['_LISTAGENTTOKENSRESPONSE']._serialized_start=94
-  _globals['_LISTAGENTTOKENSRESPONSE']._serialized_end=164
-  _globals['_CONNECTREQUEST']._serialized_start=167
-  _globals['_CONNECTREQUEST']._serialized_end=389
-  _globals['_CONNECTRESPONSE']._serialized_start=391
-  _globals['_CONNECTRESPONSE']._serialized_end=450
-  _globals['_SESSIONINFO']._serialized_start=453
-  _globals['_SESSIONINFO']._serialized_end=798
-  _globals['_TIMELINESTEP']._serialized_start=801
-  _globals['_TIMELINESTEP']._serialized_end=1026
-  _globals['_READREQUEST']._serialized_start=1028
-  _globals['_READREQUEST']._serialized_end=1081
-  _globals['_READRESPONSE']._serialized_start=1083
-  _globals['_READRESPONSE']._serialized_end=1124
-  _globals['_WRITEREQUEST']._serialized_start=1126
-  _globals['_WRITEREQUEST']._serialized_end=1174
-  _globals['_WRITERESPONSE']._serialized_start=1176
-  _globals['_WRITERESPONSE']._serialized_end=1191
-  _globals['_CLOSEREQUEST']._serialized_start=1193
-  _globals['_CLOSEREQUEST']._serialized_end=1263
-  _globals['_CLOSERESPONSE']._serialized_start=1265
-  _globals['_CLOSERESPONSE']._serialized_end=1280
-  _globals['_TUNNELREQUEST']._serialized_start=1282
-  _globals['_TUNNELREQUEST']._serialized_end=1390
-  _globals['_TUNNELRESPONSE']._serialized_start=1392
-  _globals['_TUNNELRESPONSE']._serialized_end=1514
-  _globals['_SERVEREND']._serialized_start=1516
-  _globals['_SERVEREND']._serialized_end=1527
-  _globals['_TLSSERVICE']._serialized_start=1530
-  _globals['_TLSSERVICE']._serialized_end=1949
+  _globals['_LISTAGENTTOKENSRESPONSE']._serialized_end=211
+  _globals['_CONNECTREQUEST']._serialized_start=214
+  _globals['_CONNECTREQUEST']._serialized_end=436
+  _globals['_CONNECTRESPONSE']._serialized_start=438
+  _globals['_CONNECTRESPONSE']._serialized_end=497
+  _globals['_SESSIONINFO']._serialized_start=500
+  _globals['_SESSIONINFO']._serialized_end=845
+  _globals['_TIMELINESTEP']._serialized_start=848
+  _globals['_TIMELINESTEP']._serialized_end=1073
+  _globals['_READREQUEST']._serialized_start=1075
+  _globals['_READREQUEST']._serialized_end=1128
+  _globals['_READRESPONSE']._serialized_start=1130
+  _globals['_READRESPONSE']._serialized_end=1171
+  _globals['_WRITEREQUEST']._serialized_start=1173
+  _globals['_WRITEREQUEST']._serialized_end=1221
+  _globals['_WRITERESPONSE']._serialized_start=1223
+  _globals['_WRITERESPONSE']._serialized_end=1238
+  _globals['_CLOSEREQUEST']._serialized_start=1240
+  _globals['_CLOSEREQUEST']._serialized_end=1310
+  _globals['_CLOSERESPONSE']._serialized_start=1312
+  _globals['_CLOSERESPONSE']._serialized_end=1327
+  _globals['_TUNNELREQUEST']._serialized_start=1329
+  _globals['_TUNNELREQUEST']._serialized_end=1437
+  _globals['_TUNNELRESPONSE']._serialized_start=1439
+  _globals['_TUNNELRESPONSE']._serialized_end=1561
+  _globals['_SERVEREND']._serialized_start=1563
+  _globals['_SERVEREND']._serialized_end=1574
+  _globals['_TLSSERVICE']._serialized_start=1577
+  _globals['_TLSSERVICE']._serialized_end=1996
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,12 @@ class ListAgentTokensResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    BROKER_VERSION_FIELD_NUMBER: _builtins.int
+    agent_version: _builtins.str
+    """Version of the agent that runs."""
+    broker_version: _builtins.str
+    """Version of the broker; empty when it is older than this field."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[_token_pb2.TokenDescriptor]:
         """Sorted by name."""
@@ -53,10 +59,12 @@ class ListAgentTokensResponse(_message.Message):
         self,
         *,
         tokens: _abc.Iterable[_token_pb2.TokenDescriptor] | None = ...,
+        agent_version: _builtins.str = ...,
+        broker_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "broker_version", b"broker_version", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from vmtoken.v1 import error_pb2 as vmtoken_dot_v1_dot_error__pb2
 from vmtoken.v1 import token_pb2 as vmtoken_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evmtoken/v1/token_service.proto\x12\nvmtoken.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16vmtoken/v1/error.proto\x1a\x16vmtoken/v1/token.proto\"\x13\n\x11ListTokensRequest\"A\n\x12ListTokensResponse\x12+\n\x06tokens\x18\x01 \x03(\x0b\x32\x1b.vmtoken.v1.TokenDescriptor\"+\n\x1aGetCertificateChainRequest\x12\r\n\x05token\x18\x01 \x01(\t\"3\n\x1bGetCertificateChainResponse\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0c\"\xbb\x01\n\x10HandshakeRequest\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1a.vmtoken.v1.HandshakeStartH\x00\x12\x18\n\x0eserver_records\x18\x02 \x01(\x0cH\x00\x12+\n\x06ticket\x18\x03 \x01(\x0b\x32\x19.vmtoken.v1.SessionTicketH\x00\x12+\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x1a.vmtoken.v1.HandshakeAbortH\x00\x42\x06\n\x04step\"\xed\x01\n\x0eHandshakeStart\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0c\n\x04\x61lpn\x18\x04 \x03(\t\x12+\n\x0bmin_version\x18\x05 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12+\n\x0bmax_version\x18\x06 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rno_resumption\x18\x08 \x01(\x08\"4\n\rSessionTicket\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"\x10\n\x0eHandshakeAbort\"\xf7\x01\n\x11HandshakeResponse\x12*\n\x06\x66light\x18\x01 \x01(\x0b\x32\x18.vmtoken.v1.ClientFlightH\x00\x12-\n\x06result\x18\x02 \x01(\x0b\x32\x1b.vmtoken.v1.HandshakeResultH\x00\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1c.vmtoken.v1.HandshakeFailureH\x00\x12*\n\x06ticket\x18\x04 \x01(\x0b\x32\x18.vmtoken.v1.TicketAnswerH\x00\x12\"\n\x04\x63ost\x18\x0f \x01(\x0b\x32\x14.vmtoken.v1.StepCostB\x06\n\x04step\"\x1f\n\x0c\x43lientFlight\x12\x0f\n\x07records\x18\x01 \x01(\x0c\"\x9b\x02\n\x0fHandshakeResult\x12\x0f\n\x07records\x18\x01 \x01(\x0c\x12\'\n\tkey_block\x18\x02 \x01(\x0b\x32\x14.vmtoken.v1.KeyBlock\x12\x12\n\nsession_id\x18\x03 \x01(\x0c\x12\r\n\x05token\x18\x04 \x01(\t\x12(\n\tassurance\x18\x05 \x01(\x0e\x32\x15.vmtoken.v1.Assurance\x12\x0c\n\x04\x61lpn\x18\x06 \x01(\t\x12\x0f\n\x07resumed\x18\x07 \x01(\x08\x12\x1a\n\x12server_certificate\x18\x08 \x01(\x0c\x12\r\n\x05group\x18\t \x01(\t\x12\x1f\n\x17\x63lient_certificate_sent\x18\n \x01(\x08\x12\x16\n\x0etickets_wanted\x18\x0b \x01(\r\"K\n\x10HandshakeFailure\x12&\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x17.vmtoken.v1.ErrorDetail\x12\x0f\n\x07records\x18\x02 \x01(\x0c\" \n\x0cTicketAnswer\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"f\n\x08StepCost\x12\x1a\n\x12queue_microseconds\x18\x01 \x01(\r\x12\x1a\n\x12token_microseconds\x18\x02 \x01(\r\x12\r\n\x05\x61pdus\x18\x03 \x01(\r\x12\x13\n\x0b\x61pdu_octets\x18\x04 \x01(\r2\x91\x02\n\x0cTokenService\x12K\n\nListTokens\x12\x1d.vmtoken.v1.ListTokensRequest\x1a\x1e.vmtoken.v1.ListTokensResponse\x12\x66\n\x13GetCertificateChain\x12&.vmtoken.v1.GetCertificateChainRequest\x1a\'.vmtoken.v1.GetCertificateChainResponse\x12L\n\tHandshake\x12\x1c.vmtoken.v1.HandshakeRequest\x1a\x1d.vmtoken.v1.HandshakeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1evmtoken/v1/token_service.proto\x12\nvmtoken.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16vmtoken/v1/error.proto\x1a\x16vmtoken/v1/token.proto\"\x13\n\x11ListTokensRequest\"Y\n\x12ListTokensResponse\x12+\n\x06tokens\x18\x01 \x03(\x0b\x32\x1b.vmtoken.v1.TokenDescriptor\x12\x16\n\x0e\x62roker_version\x18\x02 \x01(\t\"+\n\x1aGetCertificateChainRequest\x12\r\n\x05token\x18\x01 \x01(\t\"3\n\x1bGetCertificateChainResponse\x12\x14\n\x0c\x63\x65rtificates\x18\x01 \x03(\x0c\"\xbb\x01\n\x10HandshakeRequest\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1a.vmtoken.v1.HandshakeStartH\x00\x12\x18\n\x0eserver_records\x18\x02 \x01(\x0cH\x00\x12+\n\x06ticket\x18\x03 \x01(\x0b\x32\x19.vmtoken.v1.SessionTicketH\x00\x12+\n\x05\x61\x62ort\x18\x04 \x01(\x0b\x32\x1a.vmtoken.v1.HandshakeAbortH\x00\x42\x06\n\x04step\"\xed\x01\n\x0eHandshakeStart\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0c\n\x04\x61lpn\x18\x04 \x03(\t\x12+\n\x0bmin_version\x18\x05 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12+\n\x0bmax_version\x18\x06 \x01(\x0e\x32\x16.vmtoken.v1.TlsVersion\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rno_resumption\x18\x08 \x01(\x08\"4\n\rSessionTicket\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x0f\n\x07message\x18\x02 \x01(\x0c\"\x10\n\x0eHandshakeAbort\"\xf7\x01\n\x11HandshakeResponse\x12*\n\x06\x66light\x18\x01 \x01(\x0b\x32\x18.vmtoken.v1.ClientFlightH\x00\x12-\n\x06result\x18\x02 \x01(\x0b\x32\x1b.vmtoken.v1.HandshakeResultH\x00\x12/\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1c.vmtoken.v1.HandshakeFailureH\x00\x12*\n\x06ticket\x18\x04 \x01(\x0b\x32\x18.vmtoken.v1.TicketAnswerH\x00\x12\"\n\x04\x63ost\x18\x0f \x01(\x0b\x32\x14.vmtoken.v1.StepCostB\x06\n\x04step\"\x1f\n\x0c\x43lientFlight\x12\x0f\n\x07records\x18\x01 \x01(\x0c\"\x9b\x02\n\x0fHandshakeResult\x12\x0f\n\x07records\x18\x01 \x01(\x0c\x12\'\n\tkey_block\x18\x02 \x01(\x0b\x32\x14.vmtoken.v1.KeyBlock\x12\x12\n\nsession_id\x18\x03 \x01(\x0c\x12\r\n\x05token\x18\x04 \x01(\t\x12(\n\tassurance\x18\x05 \x01(\x0e\x32\x15.vmtoken.v1.Assurance\x12\x0c\n\x04\x61lpn\x18\x06 \x01(\t\x12\x0f\n\x07resumed\x18\x07 \x01(\x08\x12\x1a\n\x12server_certificate\x18\x08 \x01(\x0c\x12\r\n\x05group\x18\t \x01(\t\x12\x1f\n\x17\x63lient_certificate_sent\x18\n \x01(\x08\x12\x16\n\x0etickets_wanted\x18\x0b \x01(\r\"K\n\x10HandshakeFailure\x12&\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x17.vmtoken.v1.ErrorDetail\x12\x0f\n\x07records\x18\x02 \x01(\x0c\" \n\x0cTicketAnswer\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"f\n\x08StepCost\x12\x1a\n\x12queue_microseconds\x18\x01 \x01(\r\x12\x1a\n\x12token_microseconds\x18\x02 \x01(\r\x12\r\n\x05\x61pdus\x18\x03 \x01(\r\x12\x13\n\x0b\x61pdu_octets\x18\x04 \x01(\r2\x91\x02\n\x0cTokenService\x12K\n\nListTokens\x12\x1d.vmtoken.v1.ListTokensRequest\x1a\x1e.vmtoken.v1.ListTokensResponse\x12\x66\n\x13GetCertificateChain\x12&.vmtoken.v1.GetCertificateChainRequest\x1a\'.vmtoken.v1.GetCertificateChainResponse\x12L\n\tHandshake\x12\x1c.vmtoken.v1.HandshakeRequest\x1a\x1d.vmtoken.v1.HandshakeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,31 +37,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTOKENSREQUEST']._serialized_start=126
   _globals['_LISTTOKENSREQUEST']._serialized_end=145
   _globals['_LISTTOKENSRESPONSE']._serialized_start=147
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=212
-  _globals['_GETCERTIFICATECHAINREQUEST']._serialized_start=214
-  _globals['_GETCERTIFICATECHAINREQUEST']._serialized_end=257
-  _globals['_GETCERTIFICATECHAINRESPONSE']._serialized_start=259
-  _globals['_GETCERTIFICATECHAINRESPONSE']._serialized_end=310
-  _globals['_HANDSHAKEREQUEST']._serialized_start=313
-  _globals['_HANDSHAKEREQUEST']._serialized_end=500
-  _globals['_HANDSHAKESTART']._serialized_start=503
-  _globals['_HANDSHAKESTART']._serialized_end=740
-  _globals['_SESSIONTICKET']._serialized_start=742
-  _globals['_SESSIONTICKET']._serialized_end=794
-  _globals['_HANDSHAKEABORT']._serialized_start=796
-  _globals['_HANDSHAKEABORT']._serialized_end=812
-  _globals['_HANDSHAKERESPONSE']._serialized_start=815
-  _globals['_HANDSHAKERESPONSE']._serialized_end=1062
-  _globals['_CLIENTFLIGHT']._serialized_start=1064
-  _globals['_CLIENTFLIGHT']._serialized_end=1095
-  _globals['_HANDSHAKERESULT']._serialized_start=1098
-  _globals['_HANDSHAKERESULT']._serialized_end=1381
-  _globals['_HANDSHAKEFAILURE']._serialized_start=1383
-  _globals['_HANDSHAKEFAILURE']._serialized_end=1458
-  _globals['_TICKETANSWER']._serialized_start=1460
-  _globals['_TICKETANSWER']._serialized_end=1492
-  _globals['_STEPCOST']._serialized_start=1494
-  _globals['_STEPCOST']._serialized_end=1596
-  _globals['_TOKENSERVICE']._serialized_start=1599
-  _globals['_TOKENSERVICE']._serialized_end=1872
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=236
+  _globals['_GETCERTIFICATECHAINREQUEST']._serialized_start=238
+  _globals['_GETCERTIFICATECHAINREQUEST']._serialized_end=281
+  _globals['_GETCERTIFICATECHAINRESPONSE']._serialized_start=283
+  _globals['_GETCERTIFICATECHAINRESPONSE']._serialized_end=334
+  _globals['_HANDSHAKEREQUEST']._serialized_start=337
+  _globals['_HANDSHAKEREQUEST']._serialized_end=524
+  _globals['_HANDSHAKESTART']._serialized_start=527
+  _globals['_HANDSHAKESTART']._serialized_end=764
+  _globals['_SESSIONTICKET']._serialized_start=766
+  _globals['_SESSIONTICKET']._serialized_end=818
+  _globals['_HANDSHAKEABORT']._serialized_start=820
+  _globals['_HANDSHAKEABORT']._serialized_end=836
+  _globals['_HANDSHAKERESPONSE']._serialized_start=839
+  _globals['_HANDSHAKERESPONSE']._serialized_end=1086
+  _globals['_CLIENTFLIGHT']._serialized_start=1088
+  _globals['_CLIENTFLIGHT']._serialized_end=1119
+  _globals['_HANDSHAKERESULT']._serialized_start=1122
+  _globals['_HANDSHAKERESULT']._serialized_end=1405
+  _globals['_HANDSHAKEFAILURE']._serialized_start=1407
+  _globals['_HANDSHAKEFAILURE']._serialized_end=1482
+  _globals['_TICKETANSWER']._serialized_start=1484
+  _globals['_TICKETANSWER']._serialized_end=1516
+  _globals['_STEPCOST']._serialized_start=1518
+  _globals['_STEPCOST']._serialized_end=1620
+  _globals['_TOKENSERVICE']._serialized_start=1623
+  _globals['_TOKENSERVICE']._serialized_end=1896
 # @@protoc_insertion_point(module_scope)
