@@ -12,7 +12,6 @@ import asyncio
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Final
 
 from dom0_broker.live_domains import BROKER_DOMID, PUBLISHED, LiveDomain, ToolstackDirectory, follow
@@ -20,6 +19,7 @@ from vmtoken import log as logs
 from vmtoken.notify import notify
 from vmtoken.transport.xenstore import Xenstore
 from vmtoken.transport.xenstore_wire import Access, Permission
+from vmtoken.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,7 @@ def _nodes(broker: LiveDomain, others: Sequence[LiveDomain]) -> Iterator[tuple[s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run until killed; 1 when xenstore cannot be reached at the start."""
-    parser = argparse.ArgumentParser(prog="vmtoken-domains", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {metadata.version('vmtoken')}")
-    parser.add_argument("--to", required=True, metavar="DOMAIN", help="name or UUID of the broker's domain")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     logs.set_up("info", as_json=False)
     try:
         asyncio.run(_serve(arguments.to))
@@ -103,6 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vmtoken-domains", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"vmtoken-domains {VERSION}")
+    parser.add_argument("--to", required=True, metavar="DOMAIN", help="name or UUID of the broker's domain")
+    return parser
 
 
 async def _serve(broker: str) -> None:

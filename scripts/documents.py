@@ -17,6 +17,7 @@ import shtab
 
 from dom0_broker.__main__ import _parser as broker_parser
 from dom0_broker.ctl.__main__ import _parser as ctl_parser
+from dom0_broker.publisher import _parser as domains_parser
 from guest_agent.__main__ import _parser as agent_parser
 from guest_agent.cli.main import _parser as vmtoken_parser
 
@@ -37,6 +38,7 @@ PROGRAMS = {
     "broker": (
         Program("vmtoken-broker", 8, "secure elements for the VMs of a Xen host", broker_parser),
         Program("vmtokenctl", 8, "control the vmtoken broker", ctl_parser),
+        Program("vmtoken-domains", 8, "tell a vmtoken broker which domains run", domains_parser),
     ),
     "agent": (
         Program("vmtoken-agent", 8, "TLS sessions with the identity of a VM", agent_parser),

@@ -28,6 +28,7 @@ _SITE = "/usr/lib/vmtoken/lib/python3.11/site-packages"
             [
                 "/usr/bin/vmtoken-broker",
                 "/usr/bin/vmtokenctl",
+                "/usr/bin/vmtoken-domains",
                 "/etc/vmtoken/broker.toml",
                 "/etc/vmtoken/policy.d/90-default.policy",
                 "/lib/systemd/system/vmtoken-broker.service",
@@ -37,6 +38,7 @@ _SITE = "/usr/lib/vmtoken/lib/python3.11/site-packages"
                 "/usr/lib/tmpfiles.d/vmtoken-broker.conf",
                 "/usr/share/man/man8/vmtoken-broker.8.gz",
                 "/usr/share/man/man8/vmtokenctl.8.gz",
+                "/usr/share/man/man8/vmtoken-domains.8.gz",
                 "/usr/share/bash-completion/completions/vmtokenctl",
                 "/usr/share/zsh/vendor-completions/_vmtokenctl",
                 "/usr/share/doc/vmtoken-broker/examples/tcp.conf",

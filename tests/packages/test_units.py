@@ -12,7 +12,7 @@ from tests.support.debian import run
 from tests.support.servers import ROOT, tool
 
 SYSTEMD = ROOT / "deploy/systemd"
-UNITS = ("vmtoken-broker", "vmtoken-agent")
+UNITS = ("vmtoken-broker", "vmtoken-agent", "vmtoken-domains@")
 MOST_EXPOSURE = 2.5
 
 
