@@ -128,5 +128,5 @@ def _token(token: token_pb2.TokenDescriptor, now: datetime) -> Iterator[Finding]
         yield wrong("token", f"Token {token.name} is not ready: {because}", "In dom0: vmtokenctl doctor")
     if token.certificate_not_after:
         not_after = datetime.fromtimestamp(token.certificate_not_after, UTC)
-        cure = "Have it renewed in dom0: vmtokenctl token renew"
+        cure = "Have it renewed in dom0: vmtokenctl token renew TOKEN --csr FILE"
         yield common.certificate_dates(f"token {token.name}", not_after, now, cure)

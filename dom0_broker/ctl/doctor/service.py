@@ -65,7 +65,7 @@ def token_findings(token: pb.TokenStatus, now: datetime) -> Iterator[Finding]:
     else:
         cure = f"Look at it: vmtokenctl token show {token.name}"
         yield wrong("token", f"Token {token.name} is not ready: {token.not_ready.message}", cure)
-    renew = f"Have a new one made: vmtokenctl token renew {token.name}"
+    renew = f"Have a new one made: vmtokenctl token renew {token.name} --csr FILE"
     for der in token.certificates:
         certificate = x509.load_der_x509_certificate(der)
         subject = certificate.subject.rfc4514_string()
