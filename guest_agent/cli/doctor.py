@@ -17,7 +17,6 @@ from vmtoken.doctor.finding import Check, Finding, as_json, as_text, examine, ex
 from vmtoken.doctor.machine import Account, Machine
 from vmtoken.errors import VmTokenError
 from vmtoken.settings import SettingsError
-from vmtoken.transport import libxenvchan
 from vmtoken.v1 import tls_service_pb2 as pb
 from vmtoken.v1 import token_pb2
 from vmtoken.version import VERSION
@@ -44,7 +43,7 @@ async def diagnose(socket: Path, path: Path, machine: Machine, user: Account) ->
         return [wrong("configuration", str(error), "Correct it; vmtoken-agent --check-config says the same.")]
     findings = examine(_checks_of_machine(config, machine))
     if isinstance(parse_link(config.broker.link), VchanLink):
-        findings += await _xen(machine, user)
+        findings += await xen.everything(machine, xen.AGENT_DEVICES, user)
     return [*findings, *await _agent(socket, machine.now)]
 
 
@@ -71,17 +70,6 @@ def _enrolment(path: Path, now: datetime) -> Iterator[Finding]:
     for certificate in certificates:
         before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         yield common.certificate_dates(str(path), after, now, cure, before)
-
-
-async def _xen(machine: Machine, user: Account) -> list[Finding]:
-    findings = examine(
-        [
-            partial(xen.hypervisor, machine),
-            partial(xen.devices, machine, xen.AGENT_DEVICES, user),
-            partial(xen.library, libxenvchan.available, libxenvchan.library_name),
-        ]
-    )
-    return [*findings, await xen.xenstore(machine)]
 
 
 async def _agent(socket: Path, now: datetime) -> list[Finding]:

@@ -33,9 +33,7 @@ def test_systemd_understands_the_unit(name: str, tmp_path: Path) -> None:
     """With programs that exist, since these are not installed here."""
     unit = (SYSTEMD / f"{name}.service").read_text()
     known = tmp_path / f"{name}.service"
-    known.write_text(
-        re.sub(r"^(Exec\w+=)([-+]*)(vmtoken|udevadm|kill)\S*", r"\1\2true", unit, flags=re.MULTILINE)
-    )
+    known.write_text(re.sub(r"^(Exec\w+=)([-+]*)(vmtoken|udevadm)\S*", r"\1\2true", unit, flags=re.MULTILINE))
     complaints = run(tool("systemd-analyze"), "verify", "--man=no", "--recursive-errors=no", known)
     assert name not in complaints
 

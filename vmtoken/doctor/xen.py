@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
-from vmtoken.doctor.finding import Finding, good, warning, wrong
+from vmtoken.doctor.finding import Check, Finding, examine, exit_code, good, warning, wrong
 from vmtoken.doctor.machine import Account, Machine
+from vmtoken.transport import libxenvchan
 from vmtoken.transport.xenstore import PLACES, Xenstore
 
 BROKER_DEVICES: Final = ("evtchn", "gntalloc", "xenbus")
@@ -28,6 +30,18 @@ def hypervisor(machine: Machine) -> Iterator[Finding]:
         return
     major, minor = (machine.text(f"/sys/hypervisor/version/{part}") or "?" for part in ("major", "minor"))
     yield good("xen", f"This kernel runs on Xen {major}.{minor}.")
+
+
+async def everything(
+    machine: Machine, names: Sequence[str], user: Account, more: Sequence[Check] = ()
+) -> list[Finding]:
+    """All that a vchan needs, and `more`; without Xen nothing else is worth a word."""
+    findings = examine([partial(hypervisor, machine)])
+    if exit_code(findings):
+        return findings
+    present = partial(library, libxenvchan.available, libxenvchan.library_name)
+    findings += examine([partial(devices, machine, names, user), present, *more])
+    return [*findings, await xenstore(machine)]
 
 
 def devices(machine: Machine, names: Sequence[str], user: Account) -> Iterator[Finding]:

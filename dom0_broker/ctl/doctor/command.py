@@ -54,7 +54,7 @@ async def diagnose(arguments: argparse.Namespace, machine: Machine, user: Accoun
     status: pb.StatusResponse | VmTokenError = await _status(arguments)
     findings = examine(_checks_of_machine(config, machine, user))
     if _wants_vchan(config):
-        findings += await _xen(config, machine, user, status)
+        findings += await xen.everything(machine, xen.BROKER_DEVICES, user, [_grants(config, status)])
     if isinstance(status, VmTokenError):
         return [*findings, service.unreachable(machine, status)]
     return [*findings, *examine([partial(service.running, status, VERSION, machine.now)])]
@@ -82,20 +82,10 @@ def _checks_of_machine(config: BrokerConfig, machine: Machine, user: Account) ->
         yield partial(readers.pcscd, pcscd, machine, user)
 
 
-async def _xen(
-    config: BrokerConfig, machine: Machine, user: Account, status: pb.StatusResponse | VmTokenError
-) -> list[Finding]:
+def _grants(config: BrokerConfig, status: pb.StatusResponse | VmTokenError) -> Check:
     vms = status.vms if isinstance(status, pb.StatusResponse) else 0
     pages = libxenvchan.pages(config.vchan.read_ring, config.vchan.write_ring)
-    findings = examine(
-        [
-            partial(xen.hypervisor, machine),
-            partial(xen.devices, machine, xen.BROKER_DEVICES, user),
-            partial(xen.library, libxenvchan.available, libxenvchan.library_name),
-            partial(xen.grants, vms, pages, libxenvchan.grant_limit()),
-        ]
-    )
-    return [*findings, await xen.xenstore(machine)]
+    return partial(xen.grants, vms, pages, libxenvchan.grant_limit())
 
 
 def _wants_vchan(config: BrokerConfig) -> bool:

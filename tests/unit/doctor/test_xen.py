@@ -58,6 +58,15 @@ def test_grants(vms: int, expected: list[tuple[str, Verdict]]) -> None:
     assert complaints(list(xen.grants(vms, 9, 1024))) == expected
 
 
+async def test_everything_is_looked_at_on_xen(tmp_path: Path) -> None:
+    put(tmp_path, "/sys/hypervisor/type", "xen\n")
+    found = await xen.everything(
+        machine(tmp_path), xen.BROKER_DEVICES, STRANGER, [lambda: xen.grants(200, 9, 1024)]
+    )
+    looked_at = {finding.check for finding in found}
+    assert looked_at == {"xen", "device", "libxenvchan", "grants", "xenstore"}
+
+
 async def test_xenstore_that_answers_says_who_we_are(tmp_path: Path) -> None:
     store = FakeXenstored(short_directory())
     _lead(tmp_path, await store.socket(0))
