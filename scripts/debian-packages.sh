@@ -1,6 +1,6 @@
 #!/bin/sh
 # What tests and benchmarks need from Debian: servers to talk to, the smart card stack with its virtual reader,
-# and what builds pyscard, which has no wheel for Linux.
+# what builds pyscard, which has no wheel for Linux, and what builds and tries the Debian packages.
 # With the argument `xen`: what builds and boots the Xen lab (docs/xen-lab.md).
 # Installs what is missing as root with apt; otherwise says in one line what to install.
 set -eu
@@ -9,6 +9,7 @@ packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest
     pcscd vsmartcard-vpcd libpcsclite-dev pkg-config gcc
     softhsm2 p11-kit p11-kit-modules opensc opensc-pkcs11 yubico-piv-tool
     libxenmisc4.17
+    debhelper dpkg-dev lintian man-db mmdebstrap python3-dev python3-pip python3-venv systemd
     swtpm swtpm-tools libtpm2-pkcs11-1 libtpm2-pkcs11-tools tpm2-tools
     tpm2-abrmd libtss2-tcti-tabrmd0 dbus-daemon"
 purpose="tests against real servers and cards need"
