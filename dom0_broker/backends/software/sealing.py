@@ -1,11 +1,13 @@
 """The host's sealing key: what the files of software elements are useless without.
 
 Where systemd can keep credentials, the key lies on disk encrypted under the key of the host (its
-TPM, if it has one); elsewhere in a file that its owner alone can read.
+TPM, if it has one); elsewhere in a file that its owner alone can read. A unit of systemd may be given the key
+(LoadCredentialEncrypted=), since only root can have credentials decrypted: then no file here holds it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -23,6 +25,8 @@ SEALING_KEY_LENGTH = 32
 
 CREDENTIAL_FILE = "sealing.cred"
 KEY_FILE = "sealing.key"
+DIGEST_FILE = "sealing.sha256"
+"""Says which key the unit was given when the state was made."""
 
 _CREDENTIAL_NAME = "vmtoken-sealing-key"
 _SYSTEMD_CREDS = ("/usr/bin/systemd-creds", "/bin/systemd-creds")
@@ -35,12 +39,41 @@ def load_sealing_key(directory: Path) -> SecretBytes:
 
     Raises `Conflict` when the kept key cannot be read any more: it must not be replaced silently.
     """
-    credential, plain = directory / CREDENTIAL_FILE, directory / KEY_FILE
+    credential, plain, digest = (directory / name for name in (CREDENTIAL_FILE, KEY_FILE, DIGEST_FILE))
     if credential.exists():
         return _checked(_decrypt(credential), credential)
     if plain.exists():
         return _checked(read_private(plain), plain)
+    given = _given()
+    if given is not None or digest.exists():
+        return _same_as_before(given, digest)
     return _make(credential, plain)
+
+
+def _given() -> SecretBytes | None:
+    """The key that systemd gave to the unit, if it did."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(directory or "/nonexistent") / _CREDENTIAL_NAME
+    return _checked(path.read_bytes(), path) if path.exists() else None
+
+
+def _same_as_before(given: SecretBytes | None, digest: Path) -> SecretBytes:
+    """The key given, if it is the one that the state was made with; a new state remembers it."""
+    if given is None:
+        raise Conflict(
+            f"What is sealed in {digest.parent} needs the credential {_CREDENTIAL_NAME}, and systemd "
+            "gave the unit none; restore it in /etc/credstore.encrypted, or make the elements anew."
+        )
+    fingerprint = hashlib.sha256(given.reveal()).hexdigest().encode()
+    if not digest.exists():
+        write_atomically(digest, fingerprint)
+        log.info("sealing key given by systemd", extra={"credential": _CREDENTIAL_NAME})
+    if digest.read_bytes() != fingerprint:
+        raise Conflict(
+            f"The credential {_CREDENTIAL_NAME} is not the one that {digest.parent} was sealed with; "
+            "restore it in /etc/credstore.encrypted, or make the elements anew."
+        )
+    return given
 
 
 def _make(credential: Path, plain: Path) -> SecretBytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dom0_broker.backends.software import sealing
-from dom0_broker.backends.software.sealing import CREDENTIAL_FILE, KEY_FILE, load_sealing_key
+from dom0_broker.backends.software.sealing import CREDENTIAL_FILE, DIGEST_FILE, KEY_FILE, load_sealing_key
 from vmtoken.errors import Conflict
 
 FAKE_TOOL = """#!/bin/sh
@@ -33,6 +33,18 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sealing, "_SYSTEMD_CREDS", (str(tool),))
     monkeypatch.setattr("os.geteuid", lambda: 0)
     return tool
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The credential as systemd shows it to the unit, beside a tool that the unit's user cannot use."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(directory))
+    monkeypatch.setattr(sealing, "_SYSTEMD_CREDS", ())
+    credential = directory / "vmtoken-sealing-key"
+    credential.write_bytes(bytes(range(32)))
+    return credential
 
 
 @pytest.fixture
@@ -97,3 +109,30 @@ def test_tool_that_fails_leads_to_the_file(state: Path, tool: Path) -> None:
     tool.write_text("#!/bin/sh\nexit 1\n")
     load_sealing_key(state)
     assert [file.name for file in state.iterdir()] == [KEY_FILE]
+
+
+def test_key_that_systemd_gives_is_in_no_file(state: Path, given: Path) -> None:
+    key = load_sealing_key(state)
+    assert key.reveal() == given.read_bytes() == load_sealing_key(state).reveal()
+    assert [file.name for file in state.iterdir()] == [DIGEST_FILE]
+    assert key.reveal() not in (state / DIGEST_FILE).read_bytes()
+
+
+def test_key_that_systemd_gave_before_is_not_replaced(state: Path, given: Path) -> None:
+    load_sealing_key(state)
+    given.write_bytes(bytes(32))
+    with pytest.raises(Conflict, match="not the one"):
+        load_sealing_key(state)
+    given.unlink()
+    with pytest.raises(Conflict, match="gave the unit none"):
+        load_sealing_key(state)
+    assert [file.name for file in state.iterdir()] == [DIGEST_FILE]
+
+
+def test_key_in_a_file_goes_on_when_the_unit_is_given_another(
+    state: Path, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    key = load_sealing_key(state)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(given.parent))
+    assert load_sealing_key(state) == key
