@@ -1,7 +1,7 @@
 """The messages of xenstore (docs/misc/xenstore.txt and xen/include/public/io/xs_wire.h of Xen); no I/O.
 
-A message is a header of four 32-bit numbers in the machine's own order, then at most 4096 octets. Names end
-with a zero octet, values do not.
+A message is a header of four 32-bit numbers in the machine's own order, then the payload. Names end with a
+zero octet, values do not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Final
 _HEADER: Final = struct.Struct("=IIII")
 
 MAX_PAYLOAD: Final = 4096
-"""Octets (XENSTORE_PAYLOAD_MAX); a longer message closes the connection."""
+"""Octets of a request (XENSTORE_PAYLOAD_MAX); a longer one closes the connection."""
+
+MAX_ANSWER: Final = 1 << 20
+"""Octets: xenstored keeps to 4096 and gives longer lists in parts, oxenstored sends them whole in dom0."""
 
 
 class MessageType(enum.IntEnum):
@@ -95,10 +98,8 @@ class Decoder:
         self._buffer += data
         while len(self._buffer) >= _HEADER.size:
             kind, request_id, _, length = _HEADER.unpack_from(self._buffer)
-            if length > MAX_PAYLOAD:
-                raise XenstoreProtocolError(
-                    f"xenstore sent a message of {length} octets, more than {MAX_PAYLOAD}"
-                )
+            if length > MAX_ANSWER:
+                raise XenstoreProtocolError(f"xenstore sent {length} octets, more than {MAX_ANSWER}")
             end = _HEADER.size + length
             if len(self._buffer) < end:
                 return

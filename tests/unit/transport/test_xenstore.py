@@ -14,6 +14,7 @@ from tests.fakes.xenstored import FakeXenstored
 from tests.support.directories import short_directory
 from vmtoken.transport.xenstore import Xenstore
 from vmtoken.transport.xenstore_wire import (
+    MAX_ANSWER,
     MAX_PAYLOAD,
     Access,
     Decoder,
@@ -151,7 +152,7 @@ async def test_the_kernels_answer_to_a_watch_has_request_number_zero(device: Dev
 @pytest.mark.parametrize(
     "octets",
     [
-        struct.pack("=IIII", MessageType.READ, 1, 0, MAX_PAYLOAD + 1),
+        struct.pack("=IIII", MessageType.READ, 1, 0, MAX_ANSWER + 1),
         Message(MessageType.READ, 99, b"nobody asked").encode(),
         Message(MessageType.DIRECTORY, 1, b"").encode(),
         Message(MessageType.ERROR, 1, b"EWHATEVER\0").encode(),
