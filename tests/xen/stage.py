@@ -82,7 +82,7 @@ class Stage:
             {control} token install-cert {vm}-card {vm}.pem --trust ca/ca.pem
             {control} vm add {vm}
             {control} vm bind {vm} {vm}-card --as identity""",
-            seconds=180,
+            seconds=300,
         )
 
     def enroll(self, domain: DomU) -> None:

@@ -66,6 +66,9 @@ class Link:
             process.handle(header, payload)
 
     def _start(self, header: Header) -> None:
+        self._processes = {
+            name: process for name, process in self._processes.items() if not process.has_ended
+        }
         try:
             self._processes[header["id"]] = Process(header, self.send)
         except OSError as error:
@@ -123,13 +126,19 @@ class Process:
             case "signal":
                 self.signal(header["number"])
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing can be asked of it any more."""
+        return self._process.poll() is not None
+
     def signal(self, number: int) -> None:
         """Signal the process and all that it started, unless it has ended."""
         with contextlib.suppress(ProcessLookupError):
-            if self._process.poll() is None:
+            if not self.has_ended:
                 os.killpg(self._process.pid, number)
 
     def _wait(self) -> None:
+        assert self._process.stdin
         streams = {"stdout": self._process.stdout, "stderr": self._process.stderr}
         pumps = [threading.Thread(target=self._pump, args=each, daemon=True) for each in streams.items()]
         for pump in pumps:
@@ -138,10 +147,13 @@ class Process:
         for pump in pumps:
             pump.join(_DRAIN)
         self._send({"event": "exit", "id": self._id, "code": code})
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def _pump(self, name: str, stream: IO[bytes]) -> None:
-        while data := os.read(stream.fileno(), frames.LONGEST_PAYLOAD):
-            self._send({"event": "output", "id": self._id, "stream": name}, data)
+        with stream:
+            while data := os.read(stream.fileno(), frames.LONGEST_PAYLOAD):
+                self._send({"event": "output", "id": self._id, "stream": name}, data)
 
 
 class Domain:

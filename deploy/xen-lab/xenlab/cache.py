@@ -6,13 +6,12 @@ import fcntl
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNUSED_AFTER = 3 * 24 * 3600
-"""Seconds: what no checkout has asked for in three days makes room; an entry takes up to a gigabyte."""
+_KEPT = 2
+"""Entries of a name that stay, the last used ones: today's and one to go back to; one takes up to 600 MB."""
 
 
 def user_cache() -> Path:
@@ -52,7 +51,7 @@ def cached(parent: Path, name: str, key: str, build: Callable[[Path], None]) -> 
         if not entry.exists():
             _build(entry, build)
         os.utime(entry)
-        _make_room(parent, name, entry)
+        _make_room(parent, name)
     return entry
 
 
@@ -69,10 +68,10 @@ def _build(entry: Path, build: Callable[[Path], None]) -> None:
     unfinished.rename(entry)
 
 
-def _make_room(parent: Path, name: str, entry: Path) -> None:
-    for other in parent.glob(f"{name}-*"):
-        if other != entry and time.time() - other.stat().st_mtime > _UNUSED_AFTER:
-            shutil.rmtree(other, ignore_errors=True)
+def _make_room(parent: Path, name: str) -> None:
+    newest_first = sorted(parent.glob(f"{name}-*"), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in newest_first[_KEPT:]:
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _install_agent(root: Path) -> None:
     """What the lab itself needs in a machine."""
     home = root / "usr/lib/xenlab"
     home.mkdir()
-    for name in ("agent.py", "setup", "hotplug"):
+    for name in ("agent.py", "setup", "hotplug", "minimal-init"):
         shutil.copy2(_LAB / "guest" / name, home)
     shutil.copy2(_FRAMES, home)
     for unit in ("xenlab-setup.service", "xenlab-agent.service"):

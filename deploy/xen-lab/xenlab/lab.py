@@ -108,14 +108,17 @@ class DomU(Machine):
         identity: uuid.UUID | None = None,
         memory: int = 320,
         config: Config | None = None,
-        kernel_arguments: str = "",
+        systemd: bool = False,
     ) -> None:
-        """`config` replaces or adds lines of the xl configuration; `memory` is in MiB."""
+        """`config` replaces or adds lines of the xl configuration; `memory` is in MiB.
+
+        Without systemd a domU has the lab's agent and nothing else, and is up a minute of emulation earlier.
+        """
         super().__init__(dom0.channel, name, address)
         self.dom0 = dom0
         self.uuid = identity or uuid.uuid5(uuid.NAMESPACE_DNS, name)
         self.config_path = f"/etc/xen/{name}.cfg"
-        arguments = f"{recipe.KERNEL_ARGUMENTS} {kernel_arguments}".strip()
+        init = "" if systemd else " xenlab.init=minimal"
         self._config: dict[str, str | int | list[str]] = {
             "name": name,
             "uuid": str(self.uuid),
@@ -124,7 +127,7 @@ class DomU(Machine):
             "vcpus": 1,
             "kernel": "/boot/vmlinux",
             "ramdisk": "/boot/initrd",
-            "extra": f"console=hvc0 {arguments} xenlab.address={address} systemd.hostname={name}",
+            "extra": f"{recipe.KERNEL_ARGUMENTS} xenlab.address={address} systemd.hostname={name}{init}",
             "disk": ["vdev=xvda,access=ro,script=/usr/lib/xenlab/hotplug,target=/dev/loop0"],
             "vif": ["bridge=xenbr0,script=/usr/lib/xenlab/hotplug"],
             "on_poweroff": "destroy",

@@ -71,7 +71,7 @@ class Qemu:
 
     def _command(self, images: Images) -> list[str]:
         xen = f"{recipe.XEN_ARGUMENTS} dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY}"
-        kernel = f"{images.kernel} console=hvc0 {recipe.KERNEL_ARGUMENTS}"
+        kernel = f"{images.kernel} {recipe.KERNEL_ARGUMENTS}"
         command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", recipe.CPU, "-smp", "2", "-m", MEMORY]
         command += ["-accel", "tcg,thread=multi,tb-size=512"]
         command += ["-display", "none", "-vga", "none", "-nic", "none", "-monitor", "none", "-no-reboot"]

@@ -63,7 +63,9 @@ MASKED_UNITS = tuple(
 )
 """Units that a machine which lives for minutes does not need; xendomains would save every domU at the end."""
 
-KERNEL_ARGUMENTS = "mitigations=off panic=-1 random.trust_cpu=on quiet net.ifnames=0 systemd.show_status=no"
+KERNEL_ARGUMENTS = (
+    "console=hvc0 mitigations=off panic=-1 random.trust_cpu=on quiet net.ifnames=0 systemd.show_status=no"
+)
 """For dom0 and domUs. No comma: it would separate modules in QEMU's -initrd."""
 
 XEN_ARGUMENTS = (

@@ -122,7 +122,7 @@ class Process:
         self.machine = machine
         self.argv = list(argv)
         self.id = machine.channel.new_id()
-        self.pid: int | None = None
+        self._pid: int | None = None
         self._streams = {"stdout": bytearray(), "stderr": bytearray()}
         self._all = bytearray()
         self._code: int | None = None
@@ -152,6 +152,14 @@ class Process:
     def stdout_octets(self) -> bytes:
         """Its standard output until now, as it is."""
         return bytes(self._streams["stdout"])
+
+    @property
+    def pid(self) -> int:
+        """Its process number in the machine; Unreachable when it could not be started."""
+        self._wait_until(lambda: self._pid is not None or self.has_ended, RUN_WITHIN)
+        self._raise_if_lost()
+        assert self._pid is not None
+        return self._pid
 
     @property
     def has_ended(self) -> bool:
@@ -222,7 +230,7 @@ class Process:
         with self._changed:
             match header["event"]:
                 case "started":
-                    self.pid = header["pid"]
+                    self._pid = header["pid"]
                 case "output":
                     self._streams[header["stream"]] += payload
                     self._all += payload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         f"--junitxml={RESULTS / 'junit.xml'}",
     ]
     pytest = subprocess.Popen(
-        [*command, *(arguments or ["tests/xen"])],
+        ["setpriv", "--pdeathsig=TERM", *command, *(arguments or ["tests/xen"])],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,12 +50,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report(pytest: subprocess.Popen[bytes]) -> int:
-    """Copy what pytest says to the terminal and to the report."""
-    assert pytest.stdout
+    """Copy what pytest says to the terminal and to the report, as it says it."""
+    assert isinstance(pytest.stdout, io.BufferedReader)
     with (RESULTS / "report.txt").open("wb") as report:
-        for line in pytest.stdout:
-            report.write(line)
-            sys.stdout.buffer.write(line)
+        while text := pytest.stdout.read1():
+            report.write(text)
+            sys.stdout.buffer.write(text)
             sys.stdout.buffer.flush()
     code = pytest.wait()
     if code == -signal.SIGKILL:
