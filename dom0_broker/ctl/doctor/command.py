@@ -57,7 +57,9 @@ async def diagnose(arguments: argparse.Namespace, machine: Machine, user: Accoun
         findings += await xen.everything(machine, xen.BROKER_DEVICES, user, [_grants(config, status)])
     if isinstance(status, VmTokenError):
         return [*findings, service.unreachable(machine, status)]
-    return [*findings, *examine([partial(service.running, status, VERSION, machine.now)])]
+    cards = sum(token.uri.startswith("pcsc:") for token in status.tokens)
+    room = partial(readers.room, cards, len(config.pcsc), machine)
+    return [*findings, *examine([room, partial(service.running, status, VERSION, machine.now)])]
 
 
 async def _status(arguments: argparse.Namespace) -> pb.StatusResponse | VmTokenError:

@@ -14,7 +14,8 @@ from vmtoken.doctor.machine import Account, Machine
 USUAL_SOCKET: Final = Path("/run/pcscd/pcscd.comm")
 _VERSION: Final = re.compile(r"pcsc-lite version (\d+)\.(\d+)(\.\d+)?")
 _MANY_READERS: Final = (2, 5)
-"""Earlier releases have 16 readers at most (PCSCLITE_MAX_READERS_CONTEXTS)."""
+_FEW: Final = 16
+"""Readers of one pcscd before that release (PCSCLITE_MAX_READERS_CONTEXTS)."""
 
 _POLKIT: Final = "/usr/share/polkit-1/actions/org.debian.pcsc-lite.policy"
 _RULES: Final = ("/usr/share/polkit-1/rules.d", "/etc/polkit-1/rules.d")
@@ -41,6 +42,23 @@ def pcscd(config: PcscConfig, machine: Machine, user: Account) -> Iterator[Findi
     yield _version(machine)
 
 
+def room(cards: int, pcscds: int, machine: Machine) -> Iterator[Finding]:
+    """Whether the readers of so many cards fit behind so many pcscd."""
+    match = _VERSION.search(machine.output(["pcscd", "--version"]) or "")
+    if match is None or _takes_many(match):
+        return
+    if cards > _FEW * pcscds:
+        yield wrong(
+            "pcscd",
+            f"{cards} tokens are cards, and {pcscds} pcscd of this version take {_FEW * pcscds} readers.",
+            "Run one more pcscd on a socket of its own, and give it a [[pcsc]] in broker.toml.",
+        )
+
+
+def _takes_many(match: re.Match[str]) -> bool:
+    return (int(match[1]), int(match[2])) >= _MANY_READERS
+
+
 def _version(machine: Machine) -> Finding:
     match = _VERSION.search(machine.output(["pcscd", "--version"]) or "")
     if match is None:
@@ -48,10 +66,10 @@ def _version(machine: Machine) -> Finding:
             "pcscd", "pcscd does not say its version.", "Install pcscd in the version of Debian 12."
         )
     release = match[0].removeprefix("pcsc-lite version ")
-    if (int(match[1]), int(match[2])) < _MANY_READERS:
+    if not _takes_many(match):
         return good(
             "pcscd",
-            f"pcscd {release} takes 16 readers at most; for more of them run several, each with a [[pcsc]].",
+            f"pcscd {release} takes {_FEW} readers at most; for more run several, each with a [[pcsc]].",
         )
     return good("pcscd", f"pcscd {release} is there.")
 

@@ -121,6 +121,22 @@ def test_pcscd_of_many_readers(tmp_path: Path) -> None:
     assert finding.text == "pcscd 2.5.0 is there."
 
 
+@pytest.mark.parametrize(
+    ("version", "cards", "pcscds", "expected"),
+    [
+        ("1.9.9", 16, 1, []),
+        ("1.9.9", 17, 1, [("pcscd", WRONG)]),
+        ("1.9.9", 32, 2, []),
+        ("2.5.0", 99, 1, []),
+    ],
+)
+def test_cards_need_readers(
+    tmp_path: Path, version: str, cards: int, pcscds: int, expected: list[tuple[str, Verdict]]
+) -> None:
+    looked_at = machine(tmp_path, {"pcscd --version": f"pcsc-lite version {version}."})
+    assert complaints(list(readers.room(cards, pcscds, looked_at))) == expected
+
+
 @pytest.mark.parametrize(("socket", "expected"), [("", WARNING), ("/run/second/pcscd.comm", WRONG)])
 def test_pcscd_is_missing(tmp_path: Path, socket: str, expected: Verdict) -> None:
     found = list(readers.pcscd(PcscConfig(socket=socket), machine(tmp_path, _SAYS), STRANGER))
