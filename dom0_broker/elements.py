@@ -56,20 +56,22 @@ class Elements:
 
     def open(self, record: TokenRecord) -> HandshakeToken:
         """The card behind a token, with its user PIN. Called in the token's thread."""
-        backend, locator = self._backend(record.uri)
-        return self._pins.try_all(
-            record.name,
-            PinRole.USER,
-            lambda: backend.pin_state(locator),
-            lambda pin: backend.open(locator, pin, record.kept),
-        )
+        with self._turn(record) as (backend, locator):
+            return self._pins.try_all(
+                record.name,
+                PinRole.USER,
+                lambda: backend.pin_state(locator),
+                lambda pin: backend.open(locator, pin, record.kept),
+            )
 
     @contextlib.contextmanager
     def issuing(self, record: TokenRecord) -> Iterator[TokenIssuer]:
         """For personalisation, with the PINs that the broker has. Raises `PinMissing` if one lacks."""
-        backend, locator = self._backend(record.uri)
         roles = (PinRole.OPERATOR, PinRole.USER)
-        with self._pins.presenting(record.name, roles, lambda: backend.pin_state(locator)) as pins:
+        with (
+            self._turn(record) as (backend, locator),
+            self._pins.presenting(record.name, roles, lambda: backend.pin_state(locator)) as pins,
+        ):
             issuer = backend.open_issuer(locator, pins[PinRole.OPERATOR], pins[PinRole.USER])
             with contextlib.closing(issuer):
                 yield issuer
@@ -81,47 +83,48 @@ class Elements:
 
     def read_pins(self, record: TokenRecord) -> None:
         """Ask for the retry counters. Called in the token's thread, while the token is closed."""
-        backend, locator = self._backend(record.uri)
-        self._pins.told(record.name, backend.pin_state(locator))
+        with self._turn(record) as (backend, locator):
+            self._pins.told(record.name, backend.pin_state(locator))
 
     def set_pin(self, record: TokenRecord, role: PinRole, pin: SecretBytes, *, again: bool) -> str:
         """Try a PIN once, and keep it if the token takes it; errors as `open`.
 
         The answer is why the token could not take or refuse it, if so: the next opening then tries it.
         """
-        self._settle(record)
-        earlier = self._pins.propose(record.name, role, pin, again=again)
-        try:
-            self._try(record, role)
-        except (PinRejected, PinBlocked, PinMissing, TokenUnavailable):
-            self._pins.withdraw(record.name, role, earlier)
-            raise
-        except VmTokenError as error:
-            return error.message
+        with self._turn(record):
+            self._settle(record)
+            earlier = self._pins.propose(record.name, role, pin, again=again)
+            try:
+                self._try(record, role)
+            except (PinRejected, PinBlocked, PinMissing, TokenUnavailable):
+                self._pins.withdraw(record.name, role, earlier)
+                raise
+            except VmTokenError as error:
+                return error.message
         return ""
 
     def change_user_pin(self, record: TokenRecord, new_pin: SecretBytes) -> None:
         """Have the token take another user PIN, and keep that. Called in the token's thread."""
-        self._settle(record)
-        backend, locator = self._backend(record.uri)
-        self._pins.change(
-            record.name,
-            new_pin,
-            lambda: backend.pin_state(locator),
-            lambda old, new: backend.change_user_pin(locator, old, new),
-        )
+        with self._turn(record) as (backend, locator):
+            self._settle(record)
+            self._pins.change(
+                record.name,
+                new_pin,
+                lambda: backend.pin_state(locator),
+                lambda old, new: backend.change_user_pin(locator, old, new),
+            )
 
     def unblock_user_pin(self, record: TokenRecord, code: SecretBytes | None, new_pin: SecretBytes) -> None:
         """Have the token take a user PIN with all its tries, and keep that; `code` as `PinKeeper.unblock`."""
-        self._settle(record)
-        backend, locator = self._backend(record.uri)
-        self._pins.unblock(
-            record.name,
-            code,
-            new_pin,
-            lambda: backend.pin_state(locator),
-            lambda given, new: backend.unblock_user_pin(locator, given, new),
-        )
+        with self._turn(record) as (backend, locator):
+            self._settle(record)
+            self._pins.unblock(
+                record.name,
+                code,
+                new_pin,
+                lambda: backend.pin_state(locator),
+                lambda given, new: backend.unblock_user_pin(locator, given, new),
+            )
 
     def discover(self) -> list[FoundToken]:
         """What could be made a token, over all schemes."""
@@ -155,6 +158,27 @@ class Elements:
         backend, locator = self._backend(uri)
         backend.present(locator)
         return TokenRecord(name, uri)
+
+    def pin_holder(self, uri: str) -> str:
+        """What has the PINs of a token; empty while that cannot be told. Raises `InvalidRequest`."""
+        backend, locator = self._backend(uri)
+        backend.present(locator)
+        try:
+            return backend.pin_holder(locator)
+        except VmTokenError:  # opening it tells why
+            return ""
+
+    def find_pin_holder(self, record: TokenRecord) -> None:
+        """Have it known what has the PINs of a token; errors as `open`."""
+        backend, locator = self._backend(record.uri)
+        self._pins.find_holder(record.name, lambda: backend.pin_holder(locator))
+
+    @contextlib.contextmanager
+    def _turn(self, record: TokenRecord) -> Iterator[tuple[TokenBackend, str]]:
+        """Backend and locator, while no other token of the same card is given a PIN. Errors as `open`."""
+        self.find_pin_holder(record)
+        with self._pins.turn(record.name):
+            yield self._backend(record.uri)
 
     def _settle(self, record: TokenRecord) -> None:
         """If it is not known which PIN the token has, find out before there is one more. Errors as `open`."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -69,6 +71,26 @@ class Token:
             return await self.worker.run_closed(work)
         finally:
             self.admission.release()
+
+    @asynccontextmanager
+    async def kept_closed(self) -> AsyncIterator[None]:
+        """The token is closed, and nobody opens it until the block ends; the operator waits as VMs do."""
+        loop, ended = asyncio.get_running_loop(), threading.Event()
+        begun = loop.create_future()
+
+        def hold() -> None:
+            loop.call_soon_threadsafe(begun.set_result, None)
+            ended.wait()
+
+        holding = asyncio.create_task(self.alone(hold))
+        try:
+            await asyncio.wait([holding, begun], return_when=asyncio.FIRST_COMPLETED)
+            if not begun.done():
+                await holding  # raises why not
+            yield
+        finally:
+            ended.set()
+            await asyncio.gather(holding, return_exceptions=True)
 
     async def state(self) -> TokenState:
         """What the token is now; opens it if need be, without a handshake slot."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -84,14 +84,16 @@ class TokenAdministration:
     async def add(
         self, name: str, uri: str, user_pin: SecretBytes | None, operator_pin: SecretBytes | None
     ) -> Token:
-        """Make a token known that exists. Raises `AlreadyExists`, `InvalidRequest`."""
+        """Make a token known that exists. Raises `AlreadyExists`, `InvalidRequest`, `PinRejected`.
+
+        A PIN that is known from another token of its card need not be given; another is a `Conflict`.
+        """
         async with self._one_at_a_time:
             self._check_free(name, uri)
             record = self._elements.record(name, uri)
             given = {PinRole.USER: user_pin, PinRole.OPERATOR: operator_pin}
-            pins = self._pins.sealed(name, {role: pin for role, pin in given.items() if pin is not None})
-            await asyncio.to_thread(self._store.add_token, record, pins)
-            self._pins.adopt(name, pins)
+            pins = {role: pin for role, pin in given.items() if pin is not None}
+            await asyncio.to_thread(self._keep_new, record, pins)
             token = self._desk.inventory.put_token(record)
             await self._record("token-added", token, {"uri": uri})
         return token
@@ -219,15 +221,17 @@ class TokenAdministration:
     def _make(self, record: TokenRecord) -> None:
         """PINs first: killed in between, there is a token without an element, and never the reverse."""
         pins = random_pins()
-        sealed = self._pins.sealed(record.name, {PinRole.USER: pins.user, PinRole.OPERATOR: pins.operator})
-        self._store.add_token(record, sealed)
-        self._pins.adopt(record.name, sealed)
+        self._keep_new(record, {PinRole.USER: pins.user, PinRole.OPERATOR: pins.operator})
         try:
             self._elements.create(record, pins)
         except BaseException:
             self._store.remove_token(record.name)
             self._pins.forget(record.name)
             raise
+
+    def _keep_new(self, record: TokenRecord, pins: Mapping[PinRole, SecretBytes]) -> None:
+        """A token and its PINs, which may be those of another token of its card."""
+        self._pins.add(record, pins, self._elements.pin_holder(record.uri))
 
     def _unmake(self, record: TokenRecord, destroy: bool) -> None:
         """The element first, for the same reason."""

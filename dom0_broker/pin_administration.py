@@ -6,9 +6,10 @@ Work on a card runs in the token's own thread, between two handshakes. Every cha
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from dom0_broker.administration import recorded
 from dom0_broker.elements import Elements
@@ -18,6 +19,8 @@ from dom0_broker.pins import PinKeeper
 from dom0_broker.store import PinRecord, PinRole
 from vmtoken.errors import InvalidRequest, VmTokenError
 from vmtoken.secret import SecretBytes
+
+Result = TypeVar("Result")
 
 _READING: Final = 2.0
 """Seconds that the operator waits for counters; the last known ones do as well."""
@@ -40,7 +43,9 @@ class PinAdministration:
         """
         async with self._one_at_a_time:
             token = self._desk.inventory.token(name)
-            problem = await token.alone(lambda: self._elements.set_pin(token.record, role, pin, again=again))
+            problem = await self._alone(
+                token, lambda: self._elements.set_pin(token.record, role, pin, again=again)
+            )
             await self._record("pin-set", token, role)
         return problem
 
@@ -48,7 +53,7 @@ class PinAdministration:
         """Take the PIN from a file from now on. Raises `NotFound`, `PinMissing`, `Conflict`."""
         async with self._one_at_a_time:
             token = self._desk.inventory.token(name)
-            await token.alone(lambda: self._pins.use_source(name, role, source))
+            await self._alone(token, lambda: self._pins.use_source(name, role, source))
             await self._record("pin-source-set", token, role, source=str(source))
 
     async def change(self, name: str, new_pin: SecretBytes) -> None:
@@ -56,7 +61,7 @@ class PinAdministration:
         _check(new_pin)
         async with self._one_at_a_time:
             token = self._desk.inventory.token(name)
-            await token.alone(lambda: self._elements.change_user_pin(token.record, new_pin))
+            await self._alone(token, lambda: self._elements.change_user_pin(token.record, new_pin))
             await self._record("pin-changed", token, PinRole.USER)
 
     async def unblock(self, name: str, code: SecretBytes | None, new_pin: SecretBytes) -> None:
@@ -64,7 +69,7 @@ class PinAdministration:
         _check(new_pin)
         async with self._one_at_a_time:
             token = self._desk.inventory.token(name)
-            await token.alone(lambda: self._elements.unblock_user_pin(token.record, code, new_pin))
+            await self._alone(token, lambda: self._elements.unblock_user_pin(token.record, code, new_pin))
             await self._record("pin-unblocked", token, PinRole.USER)
 
     async def read(self, name: str) -> None:
@@ -77,6 +82,24 @@ class PinAdministration:
     def states(self, name: str) -> dict[PinRole, PinRecord]:
         """What is known of a token's PINs."""
         return {role: self._pins.record(name, role) for role in PinRole}
+
+    def sharers(self, name: str) -> list[str]:
+        """The other tokens that have the same PINs."""
+        return self._pins.sharers(name)
+
+    async def sharers_of(self, uri: str) -> tuple[list[str], Collection[PinRole]]:
+        """The tokens that a new one would share its PINs with, and which the broker has."""
+        holder = await asyncio.to_thread(self._elements.pin_holder, uri)
+        return self._pins.sharers_of(holder)
+
+    async def _alone(self, token: Token, work: Callable[[], Result]) -> Result:
+        """Do something while no token that has the same PINs is open: an open one has its PIN in memory."""
+        with suppress(VmTokenError):  # the card may be away
+            await token.worker.run_if_closed(lambda: self._elements.find_pin_holder(token.record))
+        async with AsyncExitStack() as stack:
+            for name in self._pins.sharers(token.name):
+                await stack.enter_async_context(self._desk.inventory.token(name).kept_closed())
+            return await token.alone(work)
 
     async def _record(self, event: str, token: Token, role: PinRole, **fields: str) -> None:
         await recorded(self._desk.audit, event, {"token": token.name, "pin": role.value, **fields})

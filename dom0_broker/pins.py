@@ -9,12 +9,16 @@
   hears of it. When the answer was lost, the pending one is tried first and, if refused, the earlier one: one
   of them is the token's, and a right PIN gives all tries back.
 - With no more tries left than the reserve, nothing is presented.
+- Tokens that are keys of one card have one PIN and one counter, so all this is kept by holder
+  (`dom0_broker.pin_records`): whatever happens through one token holds for the others.
 
-Methods that present PINs block, and are for the token's own thread; the others are for any thread.
+Methods that present PINs, or read counters, block: they are for the token's own thread, in its `turn`. The
+others are for any thread.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +27,11 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from dom0_broker.backends.base import PinState
+from dom0_broker.pin_records import PinRecords, is_kept, unmarked
+from dom0_broker.pin_sentences import refused_code, rejected, set_command, too_few
 from dom0_broker.pin_sources import read_pin_source
 from dom0_broker.safe import Safe
-from dom0_broker.store import NO_PIN, PinRecord, PinRole, Presented, Store
+from dom0_broker.store import PinRecord, PinRole, Presented, Store, TokenRecord
 from vmtoken.clock import Clock
 from vmtoken.errors import (
     Conflict,
@@ -48,9 +54,6 @@ Report = Callable[[str, Mapping[str, str | int | bool | None]], None]
 ReadPins = Callable[[], PinState]
 """Asks a token for its retry counters, which spends no try."""
 
-_MOST_REFUSED: Final = 256
-"""Digests of refused PINs kept for each PIN of a token: more than anybody gives while it stays the same."""
-
 _FEWEST: Final = 3
 """Tries of a code at first, when the token tells nothing: no card has fewer."""
 
@@ -71,36 +74,52 @@ class PinKeeper:
     """The PINs of all tokens: what is kept of them, what may be presented, what became of it."""
 
     def __init__(self, store: Store, safe: Safe, clock: Clock, report: Report, *, reserve: int) -> None:
-        self._store = store
-        self._safe = safe
+        self._records = PinRecords(store, safe)
         self._clock = clock
         self._report = report
         self._reserve = reserve
-        self._records = store.pins()
 
     def record(self, token: str, role: PinRole) -> PinRecord:
         """What is known of a PIN."""
-        return self._records.get((token, role), NO_PIN)
+        return self._records.of(token, role)
 
-    def sealed(self, token: str, pins: Mapping[PinRole, SecretBytes]) -> dict[PinRole, PinRecord]:
-        """Records for the store of a new token."""
-        return {role: PinRecord(sealed=self._seal(token, role, pin)) for role, pin in pins.items()}
+    def sharers(self, token: str) -> list[str]:
+        """The other tokens that have the same PINs."""
+        return [each for each in self._records.tokens(self._records.holder(token)) if each != token]
 
-    def adopt(self, token: str, records: Mapping[PinRole, PinRecord]) -> None:
-        """A token is new; its records are in the store."""
-        self._records.update({(token, role): record for role, record in records.items()})
+    def sharers_of(self, holder: str) -> tuple[list[str], set[PinRole]]:
+        """The tokens that have the PINs of a holder, and which of these are kept."""
+        kept = {role for role in PinRole if is_kept(self._records.held(holder, role))}
+        return self._records.tokens(holder), kept
+
+    def find_holder(self, token: str, ask: Callable[[], str]) -> None:
+        """Make sure that it is known, for good, what has the PINs of a token. Raises as `ask`."""
+        if self._records.holder(token) == token:
+            self._records.move(token, ask())
+
+    @contextmanager
+    def turn(self, token: str) -> Iterator[None]:
+        """Wait until nobody else gives PINs to what has those of a token."""
+        with self._records.turn(self._records.holder(token)):
+            yield
+
+    def add(self, token: TokenRecord, pins: Mapping[PinRole, SecretBytes], holder: str = "") -> None:
+        """Keep a new token, and its PINs in the same step; `holder` is empty while it is not known.
+
+        Raises as `Store.add_token`; `Conflict` when another PIN of the holder is kept, `PinRejected` for one
+        that it refused before.
+        """
+        holder = holder or token.name
+        with self._records.turn(holder):
+            self._records.add(token, holder, dict(self._new(holder, pins)))
 
     def forget(self, token: str) -> None:
-        """A token is gone, from the store too."""
-        for role in PinRole:
-            self._records.pop((token, role), None)
+        """A token is gone, from the store too; PINs that another one has stay."""
+        self._records.forget(token)
 
     def in_use(self, token: str, role: PinRole) -> SecretBytes | None:
         """The PIN in use, sealed or from its source, None without one; not for tokens: see `presenting`."""
-        record = self.record(token, role)
-        if record.source:
-            return read_pin_source(Path(record.source))
-        return None if record.sealed is None else self._safe.open(record.sealed, _purpose(token, role))
+        return self._records.in_use(self._records.holder(token), role)
 
     @contextmanager
     def presenting(
@@ -123,7 +142,7 @@ class PinKeeper:
             role = self._refused(token, roles, given, read, error)
             if isinstance(error, PinBlocked):
                 raise
-            raise _rejected(token, role, self.record(token, role), error.retries_left) from error
+            raise rejected(token, role, self.record(token, role), error.retries_left) from error
         except TokenUnavailable:
             raise  # the answer is lost: the marks stay
         except VmTokenError:
@@ -155,20 +174,20 @@ class PinKeeper:
         if not len(pin):
             raise InvalidRequest("The PIN is empty; give the one that the token has.")
         record = self.record(token, role)
-        if self._digest(token, role, pin) in record.refused and not again:
+        if self._is_refused(token, role, pin, record.refused) and not again:
             raise PinRejected(
                 f"Token '{token}' refused this {role} PIN before, so it is not tried again; give another, or "
                 "say --again if the token takes it now.",
                 retries_left=record.tries_left or 0,
             )
-        self._must_put(token, role, replace(record, pending=self._seal(token, role, pin)))
+        self._records.must_put(token, role, replace(record, pending=self._sealed(token, role, pin)))
         return record
 
     def withdraw(self, token: str, role: PinRole, earlier: PinRecord) -> None:
         """Forget a proposed PIN, unless the token has seen it and the answer was lost."""
         record = self.record(token, role)
         if record.presented is not Presented.PENDING:
-            self._put(token, role, replace(record, pending=earlier.pending))
+            self._records.put(token, role, replace(record, pending=earlier.pending))
 
     def is_settled(self, token: str) -> bool:
         """Whether there is no doubt which user PIN is the token's."""
@@ -186,7 +205,7 @@ class PinKeeper:
             raise InvalidRequest(f"The PIN source {source} is not an absolute path; give one.")
         read_pin_source(source)
         record = replace(self.record(token, role), sealed=None, accepted=False, rejected=False)
-        self._must_put(token, role, replace(record, source=str(source)))
+        self._records.must_put(token, role, replace(record, source=str(source)))
 
     def change(
         self, token: str, new: SecretBytes, read: ReadPins, call: Callable[[SecretBytes, SecretBytes], None]
@@ -220,14 +239,14 @@ class PinKeeper:
         """
         with self._code(token, code, read) as given:
             earlier = self.record(token, PinRole.USER)
-            pending = self._seal(token, PinRole.USER, new)
-            self._must_put(token, PinRole.USER, replace(earlier, pending=pending))
+            pending = self._sealed(token, PinRole.USER, new)
+            self._records.must_put(token, PinRole.USER, replace(earlier, pending=pending))
             try:
                 call(given, new)
             except TokenUnavailable:
                 raise  # the answer is lost: the pending PIN is tried at the next opening
             except VmTokenError:
-                self._put(token, PinRole.USER, earlier)
+                self._records.put(token, PinRole.USER, earlier)
                 raise
             self._taken(token, PinRole.USER, refused=())
 
@@ -238,9 +257,10 @@ class PinKeeper:
 
     def refused_later(self, token: str, error: PinRejected) -> None:
         """An open token refused the user PIN that it took when it was opened."""
-        pin = self.in_use(token, PinRole.USER)
-        if pin is not None:
-            self._wipe(token, PinRole.USER, Presented.CURRENT, error.retries_left, pin)
+        with self.turn(token):
+            pin = self.in_use(token, PinRole.USER)
+            if pin is not None:
+                self._wipe(token, PinRole.USER, Presented.CURRENT, error.retries_left, pin)
 
     # What is presented.
 
@@ -257,7 +277,7 @@ class PinKeeper:
             if tries is None or tries > self._reserve:
                 given[role] = _Candidate(pin, which, tries)
             elif role is roles[0]:
-                raise _too_few(token, role, tries)
+                raise too_few(token, role, tries)
         return given
 
     def _chosen(self, token: str, roles: Sequence[PinRole]) -> dict[PinRole, tuple[SecretBytes, Presented]]:
@@ -280,16 +300,17 @@ class PinKeeper:
 
     def _choice(self, token: str, role: PinRole) -> tuple[SecretBytes, Presented] | None:
         record = self.record(token, role)
-        if record.pending is not None:
-            return self._safe.open(record.pending, _purpose(token, role)), Presented.PENDING
+        pending = self._records.pending(token, role)
+        if pending is not None:
+            return pending, Presented.PENDING
         if record.rejected:
-            raise _rejected(token, role, record)
+            raise rejected(token, role, record)
         pin = self.in_use(token, role)
         if pin is None:
             return None
         refused = record.refused[:-1] if record.presented else record.refused
-        if record.source and self._digest(token, role, pin) in refused:
-            raise _rejected(token, role, record)
+        if record.source and self._is_refused(token, role, pin, refused):
+            raise rejected(token, role, record)
         return pin, Presented.CURRENT
 
     def _settle(self, token: str, role: PinRole, tries: int | None) -> bool:
@@ -305,7 +326,7 @@ class PinKeeper:
         if lost:
             self._wipe(token, role, record.presented, tries)
         else:
-            self._put(token, role, _unmarked(record))
+            self._records.put(token, role, unmarked(record))
         return True
 
     @contextmanager
@@ -338,28 +359,30 @@ class PinKeeper:
         told = state.operator_tries_left
         self._settle(token, role, told)
         record = self.record(token, role)
-        if self._digest(token, role, code) in record.refused:
-            raise _refused_code(token, record.tries_left)
+        if self._is_refused(token, role, code, record.refused):
+            raise refused_code(token, record.tries_left)
         left = told if told is not None else record.tries_left
         if left is not None and left <= self._reserve:
-            raise _too_few(token, role, left)
+            raise too_few(token, role, left)
         self._mark(token, role, candidate := _Candidate(code, Presented.BY_HAND, told), None)
         if told is None:
-            self._must_put(token, role, replace(self.record(token, role), tries_left=(left or _FEWEST) - 1))
+            self._records.must_put(
+                token, role, replace(self.record(token, role), tries_left=(left or _FEWEST) - 1)
+            )
         try:
             yield
         except PinRejected as error:
             self._wipe(token, role, Presented.BY_HAND, error.retries_left)
-            raise _refused_code(token, error.retries_left) from error
+            raise refused_code(token, error.retries_left) from error
         except TokenUnavailable:
             raise
         except VmTokenError:
             self._unmark(token, role, candidate)
-            self._put(token, role, replace(self.record(token, role), tries_left=left))
+            self._records.put(token, role, replace(self.record(token, role), tries_left=left))
             raise
         self._unmark(token, role, candidate)
         if told is None:
-            self._put(token, role, replace(self.record(token, role), tries_left=None))
+            self._records.put(token, role, replace(self.record(token, role), tries_left=None))
 
     def _check_settled(self, token: str) -> None:
         if not self.is_settled(token):
@@ -368,29 +391,56 @@ class PinKeeper:
                 f"one; 'vmtokenctl token show {token}' says what keeps it from being opened."
             )
 
+    def _new(self, holder: str, pins: Mapping[PinRole, SecretBytes]) -> Iterator[tuple[PinRole, PinRecord]]:
+        """What was not kept so far."""
+        for role, pin in pins.items():
+            record = self._records.held(holder, role)
+            if is_kept(record):
+                self._check_same(holder, role, pin)
+                continue
+            if self._records.is_refused(holder, role, pin, record.refused):
+                raise rejected(self._records.tokens(holder)[0], role, record)
+            sealed = self._records.sealed(holder, role, pin)
+            yield role, replace(record, sealed=sealed, accepted=False, rejected=False)
+
+    def _check_same(self, holder: str, role: PinRole, pin: SecretBytes) -> None:
+        kept = self._records.in_use(holder, role)
+        if kept is None or not hmac.compare_digest(kept.reveal(), pin.reveal()):
+            known = self._records.tokens(holder)[0]
+            raise Conflict(
+                f"The {role} PIN is known here from token '{known}' of the same card, and it is another one; "
+                f"leave it out, or give another with {set_command(known, role)} first."
+            )
+
+    def _sealed(self, token: str, role: PinRole, pin: SecretBytes) -> bytes:
+        return self._records.sealed(self._records.holder(token), role, pin)
+
+    def _is_refused(self, token: str, role: PinRole, pin: SecretBytes, refused: Sequence[bytes]) -> bool:
+        return self._records.is_refused(self._records.holder(token), role, pin, refused)
+
     # What became of it.
 
     def _mark(self, token: str, role: PinRole, candidate: _Candidate, taking: SecretBytes | None) -> None:
         """Before the token sees it: until there is an answer, the last digest is that of a PIN in doubt."""
         record = self.record(token, role)
         if candidate.which is Presented.EXCHANGED and taking is not None:
-            record = replace(record, pending=self._seal(token, role, taking))
+            record = replace(record, pending=self._sealed(token, role, taking))
         marked = replace(
             record,
             presented=candidate.which,
             tries_before=candidate.tries,
-            refused=self._with_digest(token, role, candidate.pin),
+            refused=self._records.with_refused(token, role, candidate.pin),
         )
-        self._must_put(token, role, marked)
+        self._records.must_put(token, role, marked)
 
     def _unmark(self, token: str, role: PinRole, candidate: _Candidate) -> None:
         """The token's answer was about something else."""
-        record = _unmarked(self.record(token, role))
+        record = unmarked(self.record(token, role))
         exchanged = candidate.which is Presented.EXCHANGED
-        self._put(token, role, replace(record, pending=None) if exchanged else record)
+        self._records.put(token, role, replace(record, pending=None) if exchanged else record)
 
     def _accepted(self, token: str, role: PinRole, candidate: _Candidate, *, for_certain: bool) -> None:
-        record = _unmarked(self.record(token, role))
+        record = unmarked(self.record(token, role))
         if candidate.which is Presented.EXCHANGED:
             self._taken(token, role, refused=())
             return
@@ -400,13 +450,15 @@ class PinKeeper:
         if for_certain:
             left = record.tries if candidate.tries is not None else record.tries_left
             record = replace(record, accepted=True, tries_left=left)
-        self._put(token, role, record)
+        self._records.put(token, role, record)
 
     def _taken(self, token: str, role: PinRole, refused: tuple[bytes, ...]) -> None:
         """The pending PIN is the token's. When it is a new one, those refused before may be right one day."""
         record = self.record(token, role)
         taken = PinRecord(sealed=record.pending, accepted=True, refused=refused, tries=record.tries)
-        self._put(token, role, replace(taken, tries_left=record.tries, told_at=self._clock.now().timestamp()))
+        self._records.put(
+            token, role, replace(taken, tries_left=record.tries, told_at=self._clock.now().timestamp())
+        )
 
     def _refused(
         self,
@@ -419,7 +471,7 @@ class PinKeeper:
         """Wipe what was refused, and say which it was."""
         if not given and isinstance(error, PinRejected):  # one that the token's URI names
             role = PinRole.USER if PinRole.USER in roles else roles[0]
-            self._put(token, role, replace(self.record(token, role), rejected=True))
+            self._records.put(token, role, replace(self.record(token, role), rejected=True))
             self._announce(token, role, error.retries_left)
             return role
         losers = self._losers(given, read, error)
@@ -462,17 +514,16 @@ class PinKeeper:
         """Forget a refused PIN; with the one in use goes one that the token was to take in its place."""
         record = self.record(token, role)
         if pin is not None:
-            record = replace(record, refused=self._with_digest(token, role, pin))
+            record = replace(record, refused=self._records.with_refused(token, role, pin))
         if which in (Presented.PENDING, Presented.EXCHANGED):
             record = replace(record, pending=None)
         if which in (Presented.CURRENT, Presented.EXCHANGED):
             record = replace(record, sealed=None, accepted=False)
-        kept = record.sealed is not None or record.pending is not None or record.source
         if which is not Presented.BY_HAND:
-            record = replace(record, rejected=not kept)
+            record = replace(record, rejected=not is_kept(record))
         if tries_left is not None:
             record = replace(record, tries_left=tries_left, told_at=self._clock.now().timestamp())
-        self._put(token, role, replace(record, presented=None, tries_before=None))
+        self._records.put(token, role, replace(record, presented=None, tries_before=None))
         self._announce(token, role, tries_left)
 
     def _told(self, token: str, role: PinRole, left: int | None, tries: int | None) -> None:
@@ -483,9 +534,9 @@ class PinKeeper:
         known = replace(record, tries_left=left, tries=tries or max(record.tries or 0, left))
         fresh = replace(known, told_at=self._clock.now().timestamp())
         if known == record:
-            self._records[token, role] = fresh  # only the time is new: not worth a write
+            self._records.note(token, role, fresh)  # only the time is new: not worth a write
             return
-        self._put(token, role, fresh)
+        self._records.put(token, role, fresh)
         if before is not None and left < before:
             facts = {"token": token, "pin": role.value, "tries_left": left, "tries_before": before}
             log.warning("tries of a PIN were lost", extra=facts)
@@ -496,82 +547,6 @@ class PinKeeper:
         log.error("a PIN was refused; it is wiped and not tried again", extra=facts)
         self._report("pin-rejected", facts)
 
-    # On the disk.
-
-    def _must_put(self, token: str, role: PinRole, record: PinRecord) -> None:
-        """What cannot be kept does not happen: raises `VmTokenError`, and nothing has changed."""
-        self._store.put_pins(token, {role: record})
-        self._records[token, role] = record
-
-    def _put(self, token: str, role: PinRole, record: PinRecord) -> None:
-        """What has happened counts until the next start even if the disk does not take it."""
-        self._records[token, role] = record
-        try:
-            self._store.put_pins(token, {role: record})
-        except VmTokenError as error:
-            log.error("what became of a PIN cannot be kept", extra={"token": token, "because": error.message})  # noqa: TRY400
-
-    def _seal(self, token: str, role: PinRole, pin: SecretBytes) -> bytes:
-        return self._safe.seal(pin, _purpose(token, role))
-
-    def _digest(self, token: str, role: PinRole, pin: SecretBytes) -> bytes:
-        return self._safe.digest(pin, _purpose(token, role))
-
-    def _with_digest(self, token: str, role: PinRole, pin: SecretBytes) -> tuple[bytes, ...]:
-        digest = self._digest(token, role, pin)
-        others = [each for each in self.record(token, role).refused if each != digest]
-        return (*others[1 - _MOST_REFUSED :], digest)
-
-
-def _unmarked(record: PinRecord) -> PinRecord:
-    if record.presented is None:
-        return record
-    return replace(record, presented=None, tries_before=None, refused=record.refused[:-1])
-
 
 def _tries(state: PinState, role: PinRole) -> int | None:
     return state.tries_left if role is PinRole.USER else state.operator_tries_left
-
-
-def _purpose(token: str, role: PinRole) -> str:
-    return f"{role} PIN of token {token}"
-
-
-def _rejected(token: str, role: PinRole, record: PinRecord, tries_left: int | None = None) -> PinRejected:
-    tries = record.tries_left if tries_left is None else tries_left
-    where = f" in {record.source}" if record.source else ""
-    left = "" if tries is None else f", which leaves {_in_words(tries)}"
-    return PinRejected(
-        f"Token '{token}' refused the {role} PIN{where}{left}; it is not tried again. Give the right one "
-        f"with {_set_command(token, role)}.",
-        retries_left=tries or 0,
-    )
-
-
-def _refused_code(token: str, tries_left: int | None) -> PinRejected:
-    left = "" if tries_left is None else f", which leaves {_in_words(tries_left)}"
-    return PinRejected(
-        f"Token '{token}' refused this code{left}; it is not tried again. Give the right one.",
-        retries_left=tries_left or 0,
-    )
-
-
-def _too_few(token: str, role: PinRole, tries: int) -> PinBlocked:
-    remedy = (
-        f"'vmtokenctl token pin unblock {token}' gives a new one"
-        if role is PinRole.USER
-        else "ask its issuer"
-    )
-    if tries == 0:
-        return PinBlocked(f"The {role} PIN of token '{token}' is blocked; {remedy}.")
-    return PinBlocked(
-        f"The {role} PIN of token '{token}' has only {_in_words(tries)} left, too few to risk one; {remedy}."
-    )
-
-
-def _set_command(token: str, role: PinRole) -> str:
-    return f"'vmtokenctl token pin set {token}{' --operator' if role is PinRole.OPERATOR else ''}'"
-
-
-def _in_words(tries: int) -> str:
-    return "1 try" if tries == 1 else f"{tries} tries"

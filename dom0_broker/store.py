@@ -97,6 +97,31 @@ _SCHEMA: Final = (
     ALTER TABLE tokens DROP COLUMN sealed_user_pin;
     ALTER TABLE tokens DROP COLUMN sealed_operator_pin;
     """,
+    """
+    CREATE TABLE pin_holders (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+    INSERT INTO pin_holders SELECT name FROM tokens;
+    ALTER TABLE tokens ADD COLUMN pin_holder TEXT REFERENCES pin_holders (name);
+    UPDATE tokens SET pin_holder = name;
+    CREATE TABLE held_pins (
+        holder TEXT NOT NULL REFERENCES pin_holders (name) ON DELETE CASCADE,
+        role TEXT NOT NULL,
+        sealed BLOB,
+        pending BLOB,
+        source TEXT NOT NULL DEFAULT '',
+        accepted INTEGER NOT NULL DEFAULT 0,
+        rejected INTEGER NOT NULL DEFAULT 0,
+        presented TEXT,
+        tries_before INTEGER,
+        refused BLOB NOT NULL DEFAULT x'90',
+        tries_left INTEGER,
+        tries INTEGER,
+        told_at REAL,
+        PRIMARY KEY (holder, role)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO held_pins SELECT * FROM pins;
+    DROP TABLE pins;
+    ALTER TABLE held_pins RENAME TO pins;
+    """,
 )
 """One script a version; a database of version n has had the first n scripts run. Lists of certificates and
 digests are MessagePack arrays; 90 is the empty one. `number` is an order in time; times in Unix seconds."""
@@ -254,9 +279,13 @@ class Store:
         ]
 
     def pins(self) -> dict[tuple[str, PinRole], PinRecord]:
-        """All PINs, by token and role."""
-        rows = self._rows(f"SELECT token, role, {_PIN_COLUMNS} FROM pins")  # noqa: S608
-        return {(token, PinRole(role)): _pin_record(values) for token, role, *values in rows}
+        """All PINs, by holder and role."""
+        rows = self._rows(f"SELECT holder, role, {_PIN_COLUMNS} FROM pins")  # noqa: S608
+        return {(holder, PinRole(role)): _pin_record(values) for holder, role, *values in rows}
+
+    def pin_holders(self) -> dict[str, str]:
+        """What holds the PINs of each token, by its name; `dom0_broker.pin_records` says more."""
+        return dict(self._rows("SELECT name, pin_holder FROM tokens"))
 
     def bindings(self) -> list[BindingRecord]:
         """All bindings, by VM and name, tokens of one name in the order in which they were bound."""
@@ -293,27 +322,32 @@ class Store:
             change = "UPDATE vms SET certificate_sha256 = ? WHERE uuid = ?"
             _one(database.execute(change, (certificate_sha256, str(vm))), f"There is no VM {vm}.")
 
-    def add_token(self, token: TokenRecord, pins: Mapping[PinRole, PinRecord] | None = None) -> None:
-        """Raises `AlreadyExists` when name or URI is taken."""
+    def add_token(
+        self, token: TokenRecord, pins: Mapping[PinRole, PinRecord] | None = None, holder: str = ""
+    ) -> None:
+        """Raises `AlreadyExists` when name or URI is taken. `holder` of the PINs is the token by itself."""
         with self._change(taken=f"There is a token '{token.name}' or one at {token.uri}.") as database:
             kept = (msgpack.encode(token.kept.chain), msgpack.encode(token.kept.anchors))
             insert = "INSERT INTO tokens (name, uri, chain, anchors) VALUES (?, ?, ?, ?)"
             database.execute(insert, (token.name, token.uri, *kept))
-            for role, pin in (pins or {}).items():
-                database.execute(_PUT_PIN, (token.name, role, *_pin_values(pin)))
+            _hold(database, token.name, holder or token.name)
+            _put_pins(database, holder or token.name, pins or {})
 
     def remove_token(self, name: str) -> None:
-        """Raises `NotFound`, and `Conflict` while a VM has it."""
+        """With PINs that no other token has. Raises `NotFound`, and `Conflict` while a VM has it."""
         with self._change(bound=f"Token '{name}' is bound to a VM; unbind it first.") as database:
-            _one(
-                database.execute("DELETE FROM tokens WHERE name = ?", (name,)), f"There is no token '{name}'."
-            )
+            _delete_token(database, name)
 
-    def put_pins(self, name: str, pins: Mapping[PinRole, PinRecord]) -> None:
-        """Keep what is known of PINs of a token, all in one step. Raises `NotFound`."""
-        with self._change(absent=f"There is no token '{name}'.") as database:
-            for role, pin in pins.items():
-                database.execute(_PUT_PIN, (name, role, *_pin_values(pin)))
+    def put_pins(self, holder: str, pins: Mapping[PinRole, PinRecord]) -> None:
+        """Keep what is known of PINs of a holder, all in one step. Raises `NotFound`."""
+        with self._change(absent=f"There is no token that has its PINs from '{holder}'.") as database:
+            _put_pins(database, holder, pins)
+
+    def move_pins(self, token: str, holder: str, pins: Mapping[PinRole, PinRecord]) -> None:
+        """A token's PINs are those of a holder from now on; what is known of these. Raises `NotFound`."""
+        with self._change() as database:
+            _hold(database, token, holder)
+            _put_pins(database, holder, pins)
 
     def keep_certificates(self, name: str, kept: Kept) -> None:
         """For a token that cannot keep them itself. Raises `NotFound`."""
@@ -326,8 +360,7 @@ class Store:
         """Forget a token and its bindings, and remember that it was. Raises `NotFound`."""
         with self._change() as database:
             database.execute("DELETE FROM bindings WHERE token = ?", (token.name,))
-            change = database.execute("DELETE FROM tokens WHERE name = ?", (token.name,))
-            _one(change, f"There is no token '{token.name}'.")
+            _delete_token(database, token.name)
             retired = int(token.retired.timestamp())
             facts = (token.name, token.uri, token.serial, token.certificate, token.key_destroyed, retired)
             database.execute("INSERT INTO retired_tokens VALUES (NULL, ?, ?, ?, ?, ?, ?)", facts)
@@ -402,9 +435,29 @@ def _migrate(database: sqlite3.Connection) -> None:
 
 _PIN_COLUMNS: Final = ", ".join(field.name for field in fields(PinRecord))
 _PUT_PIN: Final = f"""
-    INSERT OR REPLACE INTO pins (token, role, {_PIN_COLUMNS})
+    INSERT OR REPLACE INTO pins (holder, role, {_PIN_COLUMNS})
     VALUES ({", ".join("?" * (2 + len(fields(PinRecord))))})
 """  # noqa: S608
+
+
+_FORGET_HOLDERS: Final = "DELETE FROM pin_holders WHERE name NOT IN (SELECT pin_holder FROM tokens)"
+
+
+def _hold(database: sqlite3.Connection, token: str, holder: str) -> None:
+    database.execute("INSERT OR IGNORE INTO pin_holders VALUES (?)", (holder,))
+    change = database.execute("UPDATE tokens SET pin_holder = ? WHERE name = ?", (holder, token))
+    _one(change, f"There is no token '{token}'.")
+    database.execute(_FORGET_HOLDERS)
+
+
+def _put_pins(database: sqlite3.Connection, holder: str, pins: Mapping[PinRole, PinRecord]) -> None:
+    for role, pin in pins.items():
+        database.execute(_PUT_PIN, (holder, role, *_pin_values(pin)))
+
+
+def _delete_token(database: sqlite3.Connection, name: str) -> None:
+    _one(database.execute("DELETE FROM tokens WHERE name = ?", (name,)), f"There is no token '{name}'.")
+    database.execute(_FORGET_HOLDERS)
 
 
 def _pin_values(pin: PinRecord) -> list[Any]:

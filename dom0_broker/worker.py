@@ -254,10 +254,10 @@ class _Card:
         self._pause, self._not_before = 0.0, 0.0
 
     def _lost(self, error: VmTokenError) -> None:
+        if isinstance(error, PinRejected):
+            self._pin_refused(error)  # at once: other tokens may have the same PIN
         self.drop()
         self.problem = error
-        if isinstance(error, PinRejected):
-            self._pin_refused(error)
 
     def _open(self) -> HandshakeToken:
         self._check_problem()

@@ -129,6 +129,13 @@ class TokenBackend(Protocol):
         """Errors as `open`. `operator_pin` is the management key of a PIV card; PKCS#11 uses the user PIN."""
         ...
 
+    def pin_holder(self, locator: str) -> str:
+        """What has the PINs and counts their tries: the same text for every key of it, for good.
+
+        It has a colon in it. Errors as `open`, while it has to be asked and is not there.
+        """
+        ...
+
     def pin_state(self, locator: str) -> PinState:
         """Ask for the tries of the user PIN that are left; spends none. Errors as `open`."""
         ...

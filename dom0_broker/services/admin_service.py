@@ -22,7 +22,7 @@ from dom0_broker.pin_administration import PinAdministration
 from dom0_broker.policy import Outcome, Policy, PolicyError
 from dom0_broker.retirement import TokenRetirement
 from dom0_broker.services.found import convert_found
-from dom0_broker.services.pins import convert_pins
+from dom0_broker.services.pins import convert_pins, convert_roles
 from dom0_broker.sessions import Summary
 from dom0_broker.store import PinRole, RetiredToken, VmRecord
 from vmtoken.errors import InvalidRequest
@@ -263,12 +263,20 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         await self._pins.unblock(request.name, _pin(request.code), SecretBytes(request.new_pin))
         return pb.UnblockTokenPinResponse()
 
+    async def FindPinSharers(
+        self, request: pb.FindPinSharersRequest, context: Context
+    ) -> pb.FindPinSharersResponse:
+        """Whether a new token has PINs that are known."""
+        tokens, kept = await self._pins.sharers_of(request.uri)
+        return pb.FindPinSharersResponse(tokens=tokens, kept=convert_roles(kept))
+
     async def ReadTokenPins(
         self, request: pb.ReadTokenPinsRequest, context: Context
     ) -> pb.ReadTokenPinsResponse:
         """The retry counters, asked for if the token is free."""
         await self._pins.read(request.name)
-        return pb.ReadTokenPinsResponse(pins=convert_pins(self._pins.states(request.name)))
+        pins, sharers = convert_pins(self._pins.states(request.name)), self._pins.sharers(request.name)
+        return pb.ReadTokenPinsResponse(pins=pins, shared_with=sharers)
 
     async def ListHandshakes(
         self, request: pb.ListHandshakesRequest, context: Context
@@ -303,6 +311,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
             trust_anchors=token.record.kept.anchors,
             uses=map(_use, self._desk.inventory.uses_of(token.name)),
             warnings=map(str, self._control.expiries(token)),
+            shares_pins_with=self._pins.sharers(token.name),
         )
         if state.problem is not None:
             status.not_ready.CopyFrom(convert.error_to_pb(state.problem))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from dom0_broker.pin_records import is_kept
 from dom0_broker.store import NO_PIN, PinRecord, PinRole
 from vmtoken.v1 import admin_service_pb2 as pb
 
@@ -17,6 +18,11 @@ def convert_pins(pins: Mapping[PinRole, PinRecord]) -> Iterator[pb.PinStatus]:
     for role, record in pins.items():
         if record != NO_PIN:
             yield _status(role, record)
+
+
+def convert_roles(roles: Iterable[PinRole]) -> Iterator[pb.PinRole.ValueType]:
+    """Which PINs."""
+    return (_ROLES[role] for role in roles)
 
 
 def _status(role: PinRole, record: PinRecord) -> pb.PinStatus:
@@ -41,5 +47,4 @@ def _condition(record: PinRecord) -> pb.PinCondition.ValueType:
         return pb.PIN_CONDITION_REJECTED
     if record.accepted:
         return pb.PIN_CONDITION_ACCEPTED
-    kept = record.sealed is not None or record.pending is not None or record.source
-    return pb.PIN_CONDITION_UNTRIED if kept else pb.PIN_CONDITION_UNSPECIFIED
+    return pb.PIN_CONDITION_UNTRIED if is_kept(record) else pb.PIN_CONDITION_UNSPECIFIED

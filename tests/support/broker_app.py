@@ -59,6 +59,9 @@ class Cards:
     def delete(self, locator: str) -> None:
         del self.scripts[locator]
 
+    def pin_holder(self, locator: str) -> str:
+        return f"fake:{locator}"
+
     def pin_state(self, locator: str) -> PinState:
         return PinState(None)
 

@@ -236,6 +236,7 @@ class TokenStatus(_message.Message):
     TRUST_ANCHORS_FIELD_NUMBER: _builtins.int
     USES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    SHARES_PINS_WITH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the token."""
     uri: _builtins.str
@@ -284,6 +285,10 @@ class TokenStatus(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What of its certificates ends soon or has ended, one sentence each, soonest first."""
 
+    @_builtins.property
+    def shares_pins_with(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other tokens that have the same PINs, being keys of the same card, by name."""
+
     def __init__(
         self,
         *,
@@ -304,10 +309,11 @@ class TokenStatus(_message.Message):
         trust_anchors: _abc.Iterable[_builtins.bytes] | None = ...,
         uses: _abc.Iterable[Global___TokenUse] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        shares_pins_with: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["not_ready", b"not_ready"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["application", b"application", "assurance", b"assurance", "busy", b"busy", "certificates", b"certificates", "completed", b"completed", "failed", b"failed", "name", b"name", "not_ready", b"not_ready", "pins", b"pins", "ready", b"ready", "serial", b"serial", "trust_anchors", b"trust_anchors", "uri", b"uri", "uses", b"uses", "vms", b"vms", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["application", b"application", "assurance", b"assurance", "busy", b"busy", "certificates", b"certificates", "completed", b"completed", "failed", b"failed", "name", b"name", "not_ready", b"not_ready", "pins", b"pins", "ready", b"ready", "serial", b"serial", "shares_pins_with", b"shares_pins_with", "trust_anchors", b"trust_anchors", "uri", b"uri", "uses", b"uses", "vms", b"vms", "waiting", b"waiting", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1613,6 +1619,58 @@ class UnblockTokenPinResponse(_message.Message):
 Global___UnblockTokenPinResponse: _TypeAlias = UnblockTokenPinResponse  # noqa: Y015
 
 @_typing.final
+class FindPinSharersRequest(_message.Message):
+    """Names what is to be made a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """Where it is."""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindPinSharersRequest: _TypeAlias = FindPinSharersRequest  # noqa: Y015
+
+@_typing.final
+class FindPinSharersResponse(_message.Message):
+    """The tokens whose PINs it has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By name; none when they are its own, or while that cannot be told."""
+
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedScalarFieldContainer[Global___PinRole.ValueType]:
+        """Which of the PINs the broker has: they need not be given again."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[_builtins.str] | None = ...,
+        kept: _abc.Iterable[Global___PinRole.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindPinSharersResponse: _TypeAlias = FindPinSharersResponse  # noqa: Y015
+
+@_typing.final
 class ReadTokenPinsRequest(_message.Message):
     """Names a token whose counters are wanted."""
 
@@ -1641,18 +1699,24 @@ class ReadTokenPinsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PINS_FIELD_NUMBER: _builtins.int
+    SHARED_WITH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pins(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinStatus]:
         """The user PIN first."""
+
+    @_builtins.property
+    def shared_with(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other tokens that have the same PINs, by name."""
 
     def __init__(
         self,
         *,
         pins: _abc.Iterable[Global___PinStatus] | None = ...,
+        shared_with: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pins", b"pins"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pins", b"pins", "shared_with", b"shared_with"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -161,6 +161,11 @@ class AdminServiceStub:
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinRequest.SerializeToString,
                 response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinResponse.FromString,
                 _registered_method=True)
+        self.FindPinSharers = channel.unary_unary(
+                '/vmtoken.v1.AdminService/FindPinSharers',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.FindPinSharersRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.FindPinSharersResponse.FromString,
+                _registered_method=True)
         self.ReadTokenPins = channel.unary_unary(
                 '/vmtoken.v1.AdminService/ReadTokenPins',
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.ReadTokenPinsRequest.SerializeToString,
@@ -363,6 +368,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindPinSharers(self, request, context):
+        """Which tokens a new one would share its PINs with, being another key of their card.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadTokenPins(self, request, context):
         """Asks a token for its retry counters, which spends none; a token in use is not asked.
         """
@@ -511,6 +523,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.UnblockTokenPin,
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinRequest.FromString,
                     response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinResponse.SerializeToString,
+            ),
+            'FindPinSharers': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindPinSharers,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.FindPinSharersRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.FindPinSharersResponse.SerializeToString,
             ),
             'ReadTokenPins': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadTokenPins,
@@ -1205,6 +1222,33 @@ class AdminService:
             '/vmtoken.v1.AdminService/UnblockTokenPin',
             vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinRequest.SerializeToString,
             vmtoken_dot_v1_dot_admin__service__pb2.UnblockTokenPinResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindPinSharers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/FindPinSharers',
+            vmtoken_dot_v1_dot_admin__service__pb2.FindPinSharersRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.FindPinSharersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -93,6 +93,8 @@ class AdminServiceStub:
     """Has a token take another user PIN, which the broker keeps from then on."""
     UnblockTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnblockTokenPinRequest, _admin_service_pb2.UnblockTokenPinResponse]
     """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
+    FindPinSharers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.FindPinSharersRequest, _admin_service_pb2.FindPinSharersResponse]
+    """Which tokens a new one would share its PINs with, being another key of their card."""
     ReadTokenPins: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReadTokenPinsRequest, _admin_service_pb2.ReadTokenPinsResponse]
     """Asks a token for its retry counters, which spends none; a token in use is not asked."""
     ListHandshakes: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListHandshakesRequest, _admin_service_pb2.ListHandshakesResponse]
@@ -165,6 +167,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Has a token take another user PIN, which the broker keeps from then on."""
     UnblockTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnblockTokenPinRequest, _admin_service_pb2.UnblockTokenPinResponse]  # type: ignore[assignment]
     """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
+    FindPinSharers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.FindPinSharersRequest, _admin_service_pb2.FindPinSharersResponse]  # type: ignore[assignment]
+    """Which tokens a new one would share its PINs with, being another key of their card."""
     ReadTokenPins: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReadTokenPinsRequest, _admin_service_pb2.ReadTokenPinsResponse]  # type: ignore[assignment]
     """Asks a token for its retry counters, which spends none; a token in use is not asked."""
     ListHandshakes: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListHandshakesRequest, _admin_service_pb2.ListHandshakesResponse]  # type: ignore[assignment]
@@ -384,6 +388,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.UnblockTokenPinResponse, _abc.Awaitable[_admin_service_pb2.UnblockTokenPinResponse]]:
         """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
+
+    @_abc_1.abstractmethod
+    def FindPinSharers(
+        self,
+        request: _admin_service_pb2.FindPinSharersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.FindPinSharersResponse, _abc.Awaitable[_admin_service_pb2.FindPinSharersResponse]]:
+        """Which tokens a new one would share its PINs with, being another key of their card."""
 
     @_abc_1.abstractmethod
     def ReadTokenPins(

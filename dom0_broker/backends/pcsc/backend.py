@@ -69,6 +69,16 @@ class PcscBackend:
         connection.reset()
         return connection
 
+    def pin_holder(self, locator: str) -> str:
+        """See `TokenBackend.pin_holder`: the application, by the serial of the card."""
+        wanted = CardLocator.parse(locator)
+        if wanted.serial and wanted.slot:  # only PIV has slots
+            return _pin_holder(ApplicationKind.PIV, wanted.serial)
+        application = self._directory.find(wanted).matching(wanted)
+        if application is None:
+            raise _just_gone(wanted)
+        return _pin_holder(application.kind, application.serial or _first_certificate(application))
+
     def pin_state(self, locator: str) -> PinState:
         """See `TokenBackend.pin_state`."""
         return self._use(locator).pin_state()
@@ -130,7 +140,7 @@ class PcscBackend:
         entry = self._directory.find(wanted)
         application = entry.matching(wanted)
         if application is None:  # it was taken out meanwhile
-            raise TokenUnavailable(f"The card with {wanted} has just gone; put it in again.", retry_after=1.0)
+            raise _just_gone(wanted)
         kind, slot = application.kind, slot_meant(application, wanted)
         single = single or kind is ApplicationKind.EAP_TLS
         connection = self._cards.borrow(entry.daemon, entry.reader.name, single=single)
@@ -147,6 +157,25 @@ class PcscBackend:
     def _tell(self) -> None:
         for changed in self._watchers:
             changed()
+
+
+def _just_gone(wanted: CardLocator) -> TokenUnavailable:
+    return TokenUnavailable(f"The card with {wanted} has just gone; put it in again.", retry_after=1.0)
+
+
+def _pin_holder(kind: ApplicationKind, name: str) -> str:
+    """Each application on a card has PINs of its own."""
+    return f"pcsc:{kind.value} {name}"
+
+
+def _first_certificate(application: CardApplication) -> str:
+    """What a card without a serial is known by to all who look at it now: its first certificate."""
+    first = min(slot for slot, key in application.keys.items() if key.certificate)
+    return _fingerprint(application.keys[first])
+
+
+def _fingerprint(key: CardKey) -> str:
+    return hashlib.sha256(key.certificate).hexdigest()
 
 
 def _warm_reset(daemon: Pcscd, reader: str) -> bool:
@@ -204,6 +233,5 @@ def _found(entry: Entry, application: CardApplication) -> Iterator[FoundToken]:
 
 
 def _uri(application: CardApplication, slot: str, key: CardKey) -> str:
-    fingerprint = hashlib.sha256(key.certificate).hexdigest()
-    name = f"serial={application.serial}" if application.serial else f"cert={fingerprint}"
+    name = f"serial={application.serial}" if application.serial else f"cert={_fingerprint(key)}"
     return f"pcsc:{name};slot={slot}" if slot else f"pcsc:{name}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 from dom0_broker.backends.pcsc.connection import PcscConnection
 from dom0_broker.backends.pcsc.daemon import Pcscd
-from vmtoken.errors import TokenUnavailable
+from vmtoken.errors import PinBlocked, PinRejected, TokenUnavailable
 
 _LONGEST_TURN: Final = 60.0
 """Seconds to wait for others of us; a key pair takes half of that on a slow card."""
@@ -44,6 +45,20 @@ class SharedConnection:
         if self._holds:
             self._holds = False
             self._card.turn.release()
+
+    @contextlib.contextmanager
+    def pin_guarded(self) -> Iterator[None]:
+        """After a PIN was refused, who has it in memory for other keys must not give it again."""
+        try:
+            yield
+        except (PinRejected, PinBlocked):
+            self._card.connection.fail(
+                TokenUnavailable(
+                    f"The card in the reader '{self.reader}' refused a PIN; it is opened anew.",
+                    retry_after=0.1,
+                )
+            )
+            raise
 
     def transmit(self, command: bytes) -> bytes:
         """See `CardConnection.transmit`."""

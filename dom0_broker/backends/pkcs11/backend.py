@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -89,6 +90,14 @@ class Pkcs11Backend:
                     "The PKCS#11 token needs its user PIN to be personalised; give it to the broker."
                 )
             return Pkcs11Issuer(session, uri, pin)
+
+    def pin_holder(self, locator: str) -> str:
+        """See `TokenBackend.pin_holder`: the token, and where its PIN lies if the URI says so."""
+        uri = _uri(locator)
+        is_told = None not in {uri.token, uri.serial, uri.manufacturer}
+        token = uri if is_told else self._place(uri)[1]
+        name = Pkcs11Uri(token=token.token, manufacturer=token.manufacturer, serial=token.serial)
+        return str(replace(name, pin_source=uri.pin_source))
 
     def pin_state(self, locator: str) -> PinState:
         """See `TokenBackend.pin_state`: PKCS#11 tells of the last try, and of none left."""

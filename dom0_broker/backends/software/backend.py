@@ -93,6 +93,10 @@ class SoftwareBackend:
         """The serial number that the card says, hexadecimal. Raises `TokenNotFound`."""
         return self._keystore(locator).contents.serial.hex()
 
+    def pin_holder(self, locator: str) -> str:
+        """See `TokenBackend.pin_holder`: the element."""
+        return f"soft:{locator}"
+
     def pin_state(self, locator: str) -> PinState:
         """See `TokenBackend.pin_state`."""
         user, operator = eap_tls_pins.tries_left(self.connect(locator), t0=self._options.t0)

@@ -87,6 +87,7 @@ def row(token: pb.TokenStatus) -> Row:
         **_certificate_facts(token),
         "pin_tries": tries(next(iter(token.pins), None)),
         "pins": [pin_line(pin) for pin in token.pins],
+        "shares_pins_with": list(token.shares_pins_with),
         "vms": list(token.vms),
         "bindings": [_use(use) for use in token.uses],
         "busy": token.busy,

@@ -11,7 +11,7 @@ from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.files import read_certificates, request_pem
 from dom0_broker.ctl.output import say, show_facts
 from dom0_broker.ctl.tokens.arguments import Commands, named
-from dom0_broker.ctl.tokens.pins import asked_pin
+from dom0_broker.ctl.tokens.pins import asked_pin, known_pins
 from vmtoken.v1 import admin_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -65,16 +65,19 @@ def add_algorithm(parser: argparse.ArgumentParser) -> None:
 
 async def _create(arguments: argparse.Namespace) -> None:
     existing = bool(arguments.uri) and not arguments.uri.startswith("soft:")
-    ask = existing and not arguments.no_pin
     request = pb.CreateTokenRequest(
         name=arguments.name,
         uri=arguments.uri,
         algorithm=ALGORITHMS[arguments.algorithm],
         existing=existing,
-        user_pin=asked_pin() if ask else b"",
-        operator_pin=asked_pin("Operator PIN or management key") if ask else b"",
     )
     async with admin(arguments) as broker:
+        if existing and not arguments.no_pin:
+            known = await known_pins(broker, arguments.uri)
+            if pb.PIN_ROLE_USER not in known:
+                request.user_pin = asked_pin()
+            if pb.PIN_ROLE_OPERATOR not in known:
+                request.operator_pin = asked_pin("Operator PIN or management key")
         response = await broker.CreateToken(request)
     facts = {"name": arguments.name, "uri": response.uri, "public_key": response.public_key.hex()}
     show_facts(facts, as_json=arguments.json)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import getpass
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.output import say, show_rows
@@ -13,6 +15,9 @@ from dom0_broker.ctl.tokens.arguments import Commands, named
 from dom0_broker.ctl.tokens.pin_states import pin_row
 from vmtoken.errors import InvalidRequest
 from vmtoken.v1 import admin_service_pb2 as pb
+
+if TYPE_CHECKING:
+    from vmtoken.v1.admin_service_pb2_grpc import AdminServiceAsyncStub
 
 
 def register(group: Commands) -> None:
@@ -48,6 +53,19 @@ def asked_pin(what: str = "User PIN") -> bytes:
     if sys.stdin.isatty():
         return getpass.getpass(f"{what}: ").encode()
     return sys.stdin.readline().rstrip("\n").encode()
+
+
+async def known_pins(broker: AdminServiceAsyncStub, uri: str) -> Sequence[pb.PinRole.ValueType]:
+    """Which PINs of what is to be made a token the broker has, since it has another key of that card."""
+    found = await broker.FindPinSharers(pb.FindPinSharersRequest(uri=uri))
+    if found.tokens and found.kept:
+        roles = " and ".join("operator" if each == pb.PIN_ROLE_OPERATOR else "user" for each in found.kept)
+        say(f"It has the {roles} PIN of token {_quoted(found.tokens)}, which the broker has.")
+    return found.kept
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _new_pin() -> bytes:
@@ -101,7 +119,8 @@ async def _unblock(arguments: argparse.Namespace) -> None:
 async def _status(arguments: argparse.Namespace) -> None:
     async with admin(arguments) as broker:
         response = await broker.ReadTokenPins(pb.ReadTokenPinsRequest(name=arguments.name))
-    rows = [pin_row(pin) for pin in response.pins]
-    columns = ("pin", "state", "tries", "told", "source")
+    sharers = {"shared_with": list(response.shared_with)}
+    rows = [{**pin_row(pin), **sharers} for pin in response.pins]
+    columns = ("pin", "state", "tries", "told", "source", "shared_with")
     nothing = f"Nothing is known of PINs of token '{arguments.name}'."
     show_rows(rows, columns, as_json=arguments.json, nothing=nothing)

@@ -53,9 +53,7 @@ class Host:
         self.keeper = PinKeeper(self.store, SAFE, SystemClock(), self._report, reserve=self.reserve)
 
     def add(self, **pins: SecretBytes) -> None:
-        sealed = self.keeper.sealed("web", {PinRole(role): pin for role, pin in pins.items()})
-        self.store.add_token(TokenRecord("web", "fake:web"), sealed)
-        self.keeper.adopt("web", sealed)
+        self.keeper.add(TokenRecord("web", "fake:web"), {PinRole(role): pin for role, pin in pins.items()})
 
     def open(self) -> str:
         return self.keeper.try_all("web", USER, self.card.read, self.card.open)
