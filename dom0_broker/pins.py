@@ -343,46 +343,59 @@ class PinKeeper:
                 f"Nothing that is kept here unblocks token '{token}'; give its PUK, SO PIN or operator PIN "
                 "with --code."
             )
-        with self.presenting(token, (role,), read) as pins:
+        with self.presenting(token, (role,), read) as pins, self._counting(token, read):
             code = pins[role]
             assert code is not None, "there is one"
             yield code
 
     @contextmanager
     def _by_hand(self, token: str, code: SecretBytes, read: ReadPins) -> Iterator[None]:
-        """A code that the operator gave; it is not kept, only its digest if it is refused.
-
-        Where the token does not tell the tries of its code, those that it lost here are counted.
-        """
+        """A code that the operator gave; it is not kept, only its digest if it is refused."""
         role = PinRole.OPERATOR
         self.told(token, state := read())
-        told = state.operator_tries_left
-        self._settle(token, role, told)
+        self._settle(token, role, state.operator_tries_left)
         record = self.record(token, role)
         if self._is_refused(token, role, code, record.refused):
             raise refused_code(token, record.tries_left)
-        left = told if told is not None else record.tries_left
+        with self._counting(token, read):
+            candidate = _Candidate(code, Presented.BY_HAND, state.operator_tries_left)
+            self._mark(token, role, candidate, None)
+            try:
+                yield
+            except PinRejected as error:
+                self._wipe(token, role, Presented.BY_HAND, error.retries_left)
+                raise refused_code(token, error.retries_left) from error
+            except TokenUnavailable:
+                raise
+            except VmTokenError:
+                self._unmark(token, role, candidate)
+                raise
+            self._unmark(token, role, candidate)
+
+    @contextmanager
+    def _counting(self, token: str, read: ReadPins) -> Iterator[None]:
+        """Keep the reserve of a code; where the token tells no tries, those lost here are counted."""
+        role = PinRole.OPERATOR
+        told, known = read().operator_tries_left, self.record(token, role).tries_left
+        left = known if told is None else told
         if left is not None and left <= self._reserve:
             raise too_few(token, role, left)
-        self._mark(token, role, candidate := _Candidate(code, Presented.BY_HAND, told), None)
-        if told is None:
-            self._records.must_put(
-                token, role, replace(self.record(token, role), tries_left=(left or _FEWEST) - 1)
-            )
+        if told is not None:
+            yield
+            return
+        self._count(token, (left or _FEWEST) - 1)
         try:
             yield
-        except PinRejected as error:
-            self._wipe(token, role, Presented.BY_HAND, error.retries_left)
-            raise refused_code(token, error.retries_left) from error
-        except TokenUnavailable:
+        except (PinRejected, TokenUnavailable):
             raise
         except VmTokenError:
-            self._unmark(token, role, candidate)
-            self._records.put(token, role, replace(self.record(token, role), tries_left=left))
+            self._count(token, left)
             raise
-        self._unmark(token, role, candidate)
-        if told is None:
-            self._records.put(token, role, replace(self.record(token, role), tries_left=None))
+        self._count(token, None)
+
+    def _count(self, token: str, left: int | None) -> None:
+        role = PinRole.OPERATOR
+        self._records.must_put(token, role, replace(self.record(token, role), tries_left=left))
 
     def _check_settled(self, token: str) -> None:
         if not self.is_settled(token):

@@ -37,6 +37,7 @@ from dom0_broker.backends.software.piv_store import PivSecrets
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.config import BrokerConfig
 from dom0_broker.store import PinRole
+from tests.fakes.reader import FakeReader
 from tests.support.broker_app import WEB01, Stream, agent_of, broker_config
 from tests.support.cards import personalise
 from tests.support.pki import client_identity
@@ -155,6 +156,7 @@ class PivCards(SoftCards):
     """PIV cards, whose keys the broker's engine makes tokens of; without readers."""
 
     operator: ClassVar[bytes] = MANAGEMENT_KEY.reveal().hex().encode()
+    readers: dict[str, FakeReader] = field(default_factory=dict)
 
     def backend_for(self, scheme: str, settings: BackendSettings) -> TokenBackend:
         only_soft(scheme)
@@ -179,32 +181,36 @@ class PivCards(SoftCards):
         fresh = msgspec.structs.replace(piv, pin=piv.pin.restored(), puk=piv.puk.restored())
         return msgspec.structs.replace(contents, piv=fresh)
 
-    def use(self, name: str, reserve: int) -> PivUse:
+    def use(self, locator: str, reserve: int) -> PivUse:
         """One use of a card."""
+        name, _, slot = locator.partition(";slot=")
+        if name not in self.readers:
+            self.readers[name] = FakeReader(functools.partial(self._insert, name), self._losing)
+        return PivUse(self.readers[name].borrow(), reserve, Slot.of(slot) if slot else Slot.AUTHENTICATION)
+
+    def _insert(self, name: str) -> SoftwareElement:
         assert self.backend is not None
-        card = self.backend.connect(name)
-        card.transmit = self._losing(card.transmit)  # type: ignore[method-assign]
-        return PivUse(_InReader(card), reserve, Slot.AUTHENTICATION)  # type: ignore[arg-type]
+        return self.backend.connect(name)
 
 
 @dataclass
-class _InReader:
-    """What the PC/SC backend adds to a card; here nobody else has it."""
+class PivSlots(PivCards):
+    """Two keys of each PIV card, with one PIN and one counter."""
 
-    card: SoftwareElement
-    t0: bool = False
+    def make(self, name: str) -> str:
+        card, slot = self._place(name)
+        return f"{super().make(card) if slot == '9a' else f'soft:{card}'};slot={slot}"
 
-    def transmit(self, command: bytes) -> bytes:
-        return self.card.transmit(command)
+    def tries_left(self, name: str) -> tuple[int, int]:
+        return super().tries_left(self._place(name)[0])
 
-    def close(self) -> None:
-        self.card.close()
+    def restore(self, name: str) -> None:
+        super().restore(self._place(name)[0])
 
-    def hold(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
+    def _place(self, name: str) -> tuple[str, str]:
+        """Beside the right PIN stands the token without one, beside the wrong one that with a file."""
+        first = {"none": "right", "file": "wrong"}.get(name)
+        return (first, "9c") if first else (name, "9a")
 
 
 class _PivBackend:
@@ -220,6 +226,9 @@ class _PivBackend:
         self, locator: str, operator_pin: SecretBytes | None, user_pin: SecretBytes | None = None
     ) -> TokenIssuer:
         return self._use(locator).issuer(operator_pin, user_pin)
+
+    def pin_holder(self, locator: str) -> str:
+        return f"soft:{locator.partition(';')[0]}"
 
     def pin_state(self, locator: str) -> PinState:
         return self._use(locator).pin_state()
@@ -387,10 +396,14 @@ class Siege:
     # The owner of a card, elsewhere.
 
     async def restores(self, name: str) -> None:
+        token = self.app._desk.inventory.token(name)
+        await token.worker.run_closed(lambda: self._restore(name))
+
+    def _restore(self, name: str) -> None:
         """Not while the broker waits for the counter to tell it something."""
-        if self.app._pins.record(name, PinRole.USER).presented is None:
-            token = self.app._desk.inventory.token(name)
-            await token.worker.run_closed(lambda: self.cards.restore(name))
+        with self.app._pins.turn(name):
+            if self.app._pins.record(name, PinRole.USER).presented is None:
+                self.cards.restore(name)
 
 
 _ACTIONS = [
@@ -418,7 +431,7 @@ async def siege(config: BrokerConfig, cards: SoftCards, dice: random.Random) -> 
         await it.stop()
 
 
-@pytest.mark.parametrize("kind", [SoftCards, PivCards], ids=["soft", "piv"])
+@pytest.mark.parametrize("kind", [SoftCards, PivCards, PivSlots], ids=["soft", "piv", "piv-slots"])
 @pytest.mark.parametrize("seed", [int(os.environ.get("VMTOKEN_SEED", "20261126"))])
 async def test_no_try_is_lost_twice_in_a_thousand_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[SoftCards], seed: int

@@ -97,15 +97,14 @@ class PivUse:
 
     def token(self, user_pin: SecretBytes | None, kept: Kept) -> EngineToken:
         """See `CardUse.token`."""
-        with self.card.pin_guarded():
-            key = PivCard(
-                self.card,
-                user_pin,
-                slot=self.slot,
-                kept_chain=kept.chain,
-                t0=self.card.t0,
-                pin_reserve=self.pin_reserve,
-            )
+        key = PivCard(
+            self.card,
+            user_pin,
+            slot=self.slot,
+            kept_chain=kept.chain,
+            t0=self.card.t0,
+            pin_reserve=self.pin_reserve,
+        )
         self.card.release()
         return EngineToken(
             KeyInTurn(key, self.card),
@@ -119,8 +118,7 @@ class PivUse:
     def issuer(self, operator_pin: SecretBytes | None, user_pin: SecretBytes | None) -> PivIssuer:
         """See `CardUse.issuer`; the operator PIN is the management key."""
         t0, reserve = self.card.t0, self.pin_reserve
-        with self.card.pin_guarded():
-            return PivIssuer(self.card, operator_pin, user_pin, slot=self.slot, t0=t0, pin_reserve=reserve)
+        return PivIssuer(self.card, operator_pin, user_pin, slot=self.slot, t0=t0, pin_reserve=reserve)
 
     def pin_state(self) -> PinState:
         """See `CardUse.pin_state`; a management key has no counter."""
@@ -158,8 +156,7 @@ class KeyInTurn:
         """See `SigningKey.sign`."""
         self._card.hold()
         try:
-            with self._card.pin_guarded():
-                return self._key.sign(scheme, content)
+            return self._key.sign(scheme, content)
         finally:
             self._card.release()
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from typing import Final
 
 from dom0_broker.backends.pcsc.connection import PcscConnection
 from dom0_broker.backends.pcsc.daemon import Pcscd
-from vmtoken.errors import PinBlocked, PinRejected, TokenUnavailable
+from vmtoken.errors import TokenUnavailable
+from vmtoken.iso7816.status import StatusWord
 
 _LONGEST_TURN: Final = 60.0
 """Seconds to wait for others of us; a key pair takes half of that on a slow card."""
+
+
+_PIN_COMMANDS: Final = frozenset({0x20, 0x24, 0x2C})
+"""INS of VERIFY, CHANGE REFERENCE DATA, RESET RETRY COUNTER."""
+
+_HEADER: Final = 5
+"""Octets of CLA INS P1 P2 Le or Lc."""
 
 
 class SharedConnection:
@@ -46,25 +53,15 @@ class SharedConnection:
             self._holds = False
             self._card.turn.release()
 
-    @contextlib.contextmanager
-    def pin_guarded(self) -> Iterator[None]:
-        """After a PIN was refused, who has it in memory for other keys must not give it again."""
-        try:
-            yield
-        except (PinRejected, PinBlocked):
-            self._card.connection.fail(
-                TokenUnavailable(
-                    f"The card in the reader '{self.reader}' refused a PIN; it is opened anew.",
-                    retry_after=0.1,
-                )
-            )
-            raise
-
     def transmit(self, command: bytes) -> bytes:
         """See `CardConnection.transmit`."""
         if self._closed:
             raise TokenUnavailable(f"The card in the reader '{self.reader}' was given back already.")
-        return self._card.connection.transmit(command)
+        response = self._card.connection.transmit(command)
+        if _refuses_pin(command, response):  # others of us may have the same PIN in memory
+            problem = f"The card in the reader '{self.reader}' refused a PIN; it is opened anew."
+            self._card.connection.fail(TokenUnavailable(problem, retry_after=0.1))
+        return response
 
     def reset(self) -> None:
         """See `CardConnection.reset`; the others have to begin anew."""
@@ -142,3 +139,9 @@ class CardTable:
         with self._lock:
             if self._cards.get(key) is card:
                 del self._cards[key]
+
+
+def _refuses_pin(command: bytes, response: bytes) -> bool:
+    """Whether a PIN was given and compared in vain (ISO/IEC 7816-4 section 11.6); without data none was."""
+    refused = StatusWord(int.from_bytes(response[-2:], "big")).retries_left is not None
+    return refused and command[1] in _PIN_COMMANDS and len(command) > _HEADER

@@ -329,6 +329,21 @@ def test_reserve_of_a_code_whose_counter_nobody_tells_is_counted(host: Host) -> 
     assert host.card.operator_tries_left == 1
 
 
+def test_reserve_of_a_code_that_is_kept_is_counted_too(host: Host) -> None:
+    host.card.tells_of_operator, host.card.operator_tries_left = False, 3
+    host.add(operator=SecretBytes(b"11111111"))
+    host.card.after = once(pulled())
+    fails(host.unblock, TokenUnavailable, times=1)
+    host.start()
+    host.keeper.settle("web", host.card.read)
+    for code, error in ((b"22222222", PinRejected), (b"33333333", PinBlocked)):
+        host.keeper.propose("web", OPERATOR, SecretBytes(code))
+        with host.keeper.presenting("web", (OPERATOR,), host.card.read):
+            pass  # the card takes it for something else than a code, as a management key
+        fails(host.unblock, error, times=1)
+    assert host.card.operator_tries_left == 1
+
+
 def test_right_pin_is_not_lost_while_the_earlier_one_is_in_doubt(host: Host) -> None:
     host.add(user=WRONG)
     host.card.after = once(pulled())
