@@ -468,10 +468,11 @@ class PinKeeper:
     def _taken(self, token: str, role: PinRole, refused: tuple[bytes, ...]) -> None:
         """The pending PIN is the token's. When it is a new one, those refused before may be right one day."""
         record = self.record(token, role)
+        left = record.tries
+        if left is None and role is PinRole.OPERATOR:
+            left = record.tries_left  # of its code, which may be another secret
         taken = PinRecord(sealed=record.pending, accepted=True, refused=refused, tries=record.tries)
-        self._records.put(
-            token, role, replace(taken, tries_left=record.tries, told_at=self._clock.now().timestamp())
-        )
+        self._records.put(token, role, replace(taken, tries_left=left, told_at=self._clock.now().timestamp()))
 
     def _refused(
         self,
