@@ -29,10 +29,12 @@ class FakeSlot:
 
 @dataclass
 class FakeTokenInfo:
-    """What the token does; `PIN` is right, anything else is not."""
+    """What the token does; `pin` is right, anything else is not."""
 
     flags: TokenFlag = READY
     pin: str = "1234"
+    serial: bytes = b"0001"
+    insertions: int = 1
     failure: Exception | None = None
     """What every call on a session raises from now on."""
 
@@ -41,6 +43,12 @@ class FakeTokenInfo:
     logins: int = 0
     pad_pin: str = "1234"
     """What a person types at the reader's own keys."""
+
+    def put_in(self, serial: bytes, pin: str) -> None:
+        """Take the token out, and put one in; sessions and login are gone, and nobody was told."""
+        self.serial, self.pin = serial, pin
+        self.logged_in = False
+        self.insertions += 1
 
 
 @dataclass
@@ -53,7 +61,10 @@ class FakeToken:
     label: str = "fake"
     manufacturer_id: str = "nobody"
     model: str = "none"
-    serial: bytes = b"0001"
+
+    @property
+    def serial(self) -> bytes:
+        return self.info.serial
 
     def open(self, rw: bool = False, user_pin: object = None, so_pin: str | None = None) -> FakeSession:
         if self.info.failure is not None:
@@ -82,18 +93,26 @@ class FakeSession:
     token: FakeToken
     logged_in: bool = False
     key: FakeKey = field(init=False)
+    insertion: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.key = FakeKey(self.token.info)
+        self.insertion = self.token.info.insertions
 
     def get_objects(self, template: dict[object, object]) -> list[FakeKey]:
+        self._check()
         if self.token.info.failure is not None:
             raise self.token.info.failure
         return [self.key]
 
     def close(self) -> None:
+        self._check()
         if self.logged_in:
             self.token.info.logged_in = False
+
+    def _check(self) -> None:
+        if self.insertion != self.token.info.insertions:
+            raise pkcs11.SessionHandleInvalid
 
 
 class FakeKey(pkcs11.SignMixin):

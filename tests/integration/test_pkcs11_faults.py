@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 import pytest
 
+from dom0_broker.backends.pkcs11.key import Pkcs11Key
 from tests.support.memory import PythonServer, python_context
 from tests.support.pkcs11 import (
     LABEL,
@@ -88,7 +90,7 @@ def test_module_that_ends_in_a_handshake_ends_that_one_only(
     answer = server.receive(token.start(start(), lambda server: None).client_flight)
     before = pid_of(holder)
     os.kill(before, number)
-    with pytest.raises(TokenUnavailable, match="ended"):
+    with pytest.raises(TokenUnavailable, match=r"ended|opened anew"):
         token.process(answer)
     handshake(healed(holder.token))
     assert pid_of(holder) != before
@@ -173,6 +175,25 @@ def test_wrong_pin_is_given_to_the_token_once(tmp_path: Path) -> None:
         assert backend.module_of(holder.locator).pid != pid
 
 
+def test_wrong_pin_of_many_at_once_is_given_once(tmp_path: Path) -> None:
+    """As two tokens of one PIN file open at the same time."""
+    require(SPY)
+    with softhsm(tmp_path) as token:
+        holder = personalised(token)
+        backend = spying(token, tmp_path / "spy.log").new_backend()
+        together = threading.Barrier(4)
+
+        def open_it() -> None:
+            together.wait()
+            with pytest.raises(PinRejected):
+                backend.open(holder.locator, SecretBytes(WRONG_PIN), holder.kept)
+
+        with ThreadPoolExecutor() as pool:
+            for job in [pool.submit(open_it) for _ in range(together.parties)]:
+                job.result()
+        assert logins(tmp_path / "spy.log") == 1
+
+
 def test_operator_may_have_a_refused_pin_tried_again(holder: Pkcs11Holder) -> None:
     """The token may have got it since, by other hands."""
     backend, new = holder.token_.backend, SecretBytes(WRONG_PIN)
@@ -247,28 +268,16 @@ def test_two_tokens_of_one_module_with_pins_of_their_own(holder: Pkcs11Holder) -
 def test_threads_share_a_module_without_harm(holder: Pkcs11Holder) -> None:
     """python-pkcs11 initialises modules for one thread: two at once had CKR_GENERAL_ERROR before long."""
     keys = [holder.key(), personalised(holder.token_, name="another").key(), holder.key()]
-    signed = [0] * len(keys)
-    failures: list[VmTokenError] = []
-    deadline = time.monotonic() + 3.0
 
-    def sign(number: int) -> None:
-        key = keys[number]
-        try:
-            while time.monotonic() < deadline:
-                key.sign(key.schemes[0], b"content")
-                signed[number] += 1
-        except VmTokenError as error:
-            failures.append(error)
+    def sign_often(key: Pkcs11Key) -> None:
+        for _ in range(300):
+            key.sign(key.schemes[0], b"content")
 
-    threads = [threading.Thread(target=sign, args=(number,)) for number in range(len(keys))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        for job in [pool.submit(sign_often, key) for key in keys]:
+            job.result()
     for key in keys:
         key.close()
-    assert failures == []
-    assert all(count > 50 for count in signed), signed
 
 
 def test_login_ends_with_the_last_key(tmp_path: Path) -> None:
@@ -306,4 +315,4 @@ def test_what_is_present_is_told_without_waiting_for_a_module(holder: Pkcs11Hold
     began = time.monotonic()
     assert backend.present(holder.locator)
     assert not holder.token_.new_backend().present(holder.locator)
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 5  # a call would take until its deadline of 25

@@ -105,6 +105,19 @@ def test_card_that_is_pulled_is_told_and_comes_back(tmp_path: Path) -> None:
         assert token.backend.module_of(locator).pid == pid
 
 
+def test_card_in_the_reader_of_one_that_was_open_is_opened_anew(tmp_path: Path) -> None:
+    """Also the same one again: its login went with it, though nobody asked in between."""
+    first, second = card(tmp_path / "a"), card(tmp_path / "b")
+    with opensc(tmp_path, first) as (token, readers), closing(opened(token, first)):
+        readers[0].card.remove()
+        for holder in (second, first):
+            with (
+                readers[0].reader.holding(holder.connect(), YUBIKEY_4_ATR),
+                closing(opened(token, holder)) as engine,
+            ):
+                handshake(engine)
+
+
 def certificates(token: Pkcs11Token) -> list[bytes]:
     return [found.certificate for found in token.backend.discover()]
 

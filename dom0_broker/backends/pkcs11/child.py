@@ -38,6 +38,7 @@ class _Login:
     """A token that we are logged in to; PKCS#11 has one login a token and process."""
 
     session: Any
+    serial: str
     tag: bytes
     users: int = 0
 
@@ -245,16 +246,25 @@ class Module:
         if pin is None and TokenFlag.CKF_PROTECTED_AUTHENTICATION_PATH not in flags:
             return False
         tag = self._tags.of(pin or SecretBytes(b""))
-        login = self._logins.get(token.slot.slot_id)
+        login = self._login_that_lasts(token)
         if login is None:
             check_user_pin(flags, reserve)
             with _pin_errors(token, USER_PIN):
                 session = cryptoki.log_in(token, None if pin is None else _text(pin))
-            login = self._logins[token.slot.slot_id] = _Login(session, tag)
+            login = self._logins[token.slot.slot_id] = _Login(session, cryptoki.serial(token), tag)
         elif login.tag != tag:  # the right one is known: this one costs no try
             raise USER_PIN.rejected(flags)
         login.users += 1
         return True
+
+    def _login_that_lasts(self, token: Any) -> _Login | None:
+        """The login to a token, unless it, or another one in its slot, was pulled out since."""
+        slot_id = token.slot.slot_id
+        login = self._logins.get(slot_id)
+        if login is None or (login.serial == cryptoki.serial(token) and cryptoki.is_open(login.session)):
+            return login
+        self._forget_token(slot_id)
+        return None
 
     def _forget_user(self, slot_id: int, *, logged_in: bool) -> None:
         login = self._logins.get(slot_id) if logged_in else None

@@ -168,6 +168,15 @@ def log_in(token: Any, pin: str | None) -> Any:
     return token.open(user_pin=pkcs11.types.PROTECTED_AUTH if pin is None else pin)
 
 
+def is_open(session: Any) -> bool:
+    """Whether a session is still one: a search tells, since the binding has no C_GetSessionInfo."""
+    try:
+        _objects(session, ObjectClass.HW_FEATURE)
+    except TOKEN_LOST:
+        return False
+    return True
+
+
 def close(session: Any) -> None:
     """C_Logout where the session logged in, C_CloseSession; closing what is gone is no error."""
     with contextlib.suppress(pkcs11.PKCS11Error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -161,22 +161,8 @@ class Module:
     def call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
         """Ask the process; see `child.Module`. The time begins when it is our turn."""
         limit = timeout or self._timeout
-        if not self._turn.acquire(timeout=limit):
-            raise ModuleBusy(
-                f"The PKCS#11 module {self.library.name} is busy with other tokens; try again.",
-                retry_after=limit,
-            )
-        try:
-            return self._process.call(_LANE, method, *arguments, timeout=limit)
-        except NoAnswer:
-            self._process.give_up()
-            raise
-        except TokenUnavailable as error:
-            if "broken" in error.metadata:
-                self._process.give_up()
-            raise
-        finally:
-            self._turn.release()
+        with self._our_turn(limit):
+            return self._ask(method, arguments, limit)
 
     def reset(self) -> None:
         """End the process; the next call starts another at once, and PINs that were refused may be tried."""
@@ -195,19 +181,40 @@ class Module:
     def _with_pin(
         self, method: str, token: TokenInfo, pin: SecretBytes | None, kind: PinKind, *arguments: Any
     ) -> Any:
-        """One try at the most for each PIN that turns out to be wrong."""
+        """One try at the most for each PIN that turns out to be wrong, however many threads come with it."""
+        if pin is None:
+            return self.call(method, *arguments)
         owner = (kind.name, *token.identity)
-        if pin is not None:
+        with self._our_turn(self._timeout):
             self._refused.check(owner, pin, kind)
-        try:
-            answer = self.call(method, *arguments)
-        except PinRejected:
-            if pin is not None:
+            try:
+                answer = self._ask(method, arguments, self._timeout)
+            except PinRejected:
                 self._refused.add(owner, pin)
-            raise
-        if pin is not None:
+                raise
             self._refused.forget(owner)
-        return answer
+            return answer
+
+    @contextlib.contextmanager
+    def _our_turn(self, limit: float) -> Iterator[None]:
+        """Raises `ModuleBusy`."""
+        if not self._turn.acquire(timeout=limit):
+            raise ModuleBusy(
+                f"The PKCS#11 module {self.library.name} is busy with other tokens; try again.",
+                retry_after=limit,
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _ask(self, method: str, arguments: Sequence[Any], limit: float) -> Any:
+        try:
+            return self._process.call(_LANE, method, *arguments, timeout=limit)
+        except TokenUnavailable as error:
+            if isinstance(error, NoAnswer) or "broken" in error.metadata:
+                self._process.give_up()
+            raise
 
 
 class Session:

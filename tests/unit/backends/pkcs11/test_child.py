@@ -226,6 +226,18 @@ def test_token_that_was_exchanged_gets_no_pin(inside: Inside) -> None:
     assert inside.info.logins == 0
 
 
+@pytest.mark.parametrize(("serial", "pin"), [(b"0001", "1234"), (b"0002", "1234"), (b"0002", "5678")])
+def test_login_does_not_outlast_its_token(inside: Inside, serial: bytes, pin: str) -> None:
+    """The token was pulled while nobody used it; what is there now gets its PIN."""
+    before = inside.login()
+    inside.info.put_in(serial, pin)
+    answer = inside.call("login", SLOT, serial.decode(), SecretBytes(pin.encode()), RESERVE, False)
+    assert answer["logged_in"]
+    assert inside.info.logged_in
+    with pytest.raises(TokenUnavailable, match="opened anew"):
+        inside.call("find", before, None, None, False)
+
+
 def test_pins_are_wiped_after_use(inside: Inside) -> None:
     for pin, outcome in ((RIGHT, None), (WRONG, PinRejected)):
         secret = SecretBytes(pin)
