@@ -40,7 +40,6 @@ _OTHER_KEY = (
     "the request of this card, leaf first."
 )
 
-
 _STALE = (
     "The certificate in slot {slot} of the card belongs to another key; generate a key, or install the "
     "certificate of the one that is there."

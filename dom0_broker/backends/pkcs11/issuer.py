@@ -16,7 +16,7 @@ from dom0_broker.backends.base import NOTHING_KEPT
 from dom0_broker.backends.pkcs11.codes import KeyType
 from dom0_broker.backends.pkcs11.key import Pkcs11Key, required_key
 from dom0_broker.backends.pkcs11.module import KeyInfo, Session, required_public_key
-from dom0_broker.backends.pkcs11.objects import EC_PARAMS, ED25519_PARAMS, check_chain, spki
+from dom0_broker.backends.pkcs11.objects import EC_PARAMS, ED25519_PARAMS, spki
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
 from vmtoken import csr
 from vmtoken.cards.codes import KeyAlgorithm
@@ -93,7 +93,7 @@ class Pkcs11Issuer:
     def install_certificate_chain(self, chain: Sequence[bytes]) -> None:
         """See `TokenIssuer.install_certificate_chain`."""
         try:
-            check_chain(self.public_key(), chain)
+            csr.check_chain(self.public_key(), chain)
         except (ValueError, UnsupportedAlgorithm) as error:
             raise Conflict(
                 "The certificate chain does not parse, is out of order or belongs to another key; "

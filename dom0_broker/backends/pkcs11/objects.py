@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -81,18 +80,6 @@ def chain_for(key: bytes, found: Sequence[Found], key_id: bytes) -> tuple[bytes,
         return ()
     leaf = max(own, key=lambda each: (each.id == key_id, _not_before(each.value)))
     return tuple(_path(leaf.value, [each.value for each in found]))
-
-
-def check_chain(key: bytes, chain: Sequence[bytes]) -> None:
-    """Raise `ValueError` unless the chain begins with a certificate of this key and each names the next."""
-    if not chain:
-        raise ValueError("an empty chain")
-    certificates = [x509.load_der_x509_certificate(certificate) for certificate in chain]
-    if spki(certificates[0].public_key()) != key:
-        raise ValueError("the certificate belongs to another key")
-    for certificate, issuer in itertools.pairwise(certificates):
-        if certificate.issuer != issuer.subject:
-            raise ValueError("the chain is out of order")
 
 
 def _path(leaf: bytes, candidates: Iterable[bytes]) -> Iterator[bytes]:
