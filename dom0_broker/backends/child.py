@@ -63,11 +63,33 @@ def serve(events: Outlet, handlers: Mapping[str, Handler]) -> NoReturn:
     """Answer calls; a handler may block as long as it likes, its lane alone waits."""
     control = events._control
     while True:
-        name, descriptors, _, _ = socket.recv_fds(control, MAX_FRAME, 1)
+        name, descriptors = _next_lane(control)
         if not name:
             os._exit(0)  # the broker closed us, or is gone; threads may hang in a library
         lane = socket.socket(fileno=descriptors[0])
         threading.Thread(target=_serve_lane, args=(lane, handlers), name=name.decode(), daemon=True).start()
+
+
+def in_background(work: Callable[[], None], name: str) -> None:
+    """Run `work` in a thread; should it break down, the process ends, and the broker starts another."""
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:  # the edge of a thread, which nobody waits for
+            print(f"{sys.argv[0]}: {name}: {type(error).__name__}", file=sys.stderr)  # noqa: T201
+            os._exit(1)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def _next_lane(control: socket.socket) -> tuple[bytes, list[int]]:
+    """Name and descriptor; no name at the end, which is an error when events of ours were not read."""
+    try:
+        name, descriptors, _, _ = socket.recv_fds(control, MAX_FRAME, 1)
+    except OSError:
+        return b"", []
+    return name, descriptors
 
 
 def _serve_lane(lane: socket.socket, handlers: Mapping[str, Handler]) -> None:

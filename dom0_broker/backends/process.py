@@ -122,7 +122,10 @@ class DeviceProcess:
                     f"The process for {self._name} ended unexpectedly and is started again soon.",
                     retry_after=left,
                 )
-            self._running = _Running(self._command, self._name, self._environment)
+            try:
+                self._running = _Running(self._command, self._name, self._environment)
+            except OSError as error:
+                raise _no_room(self._name, error) from error
             threading.Thread(
                 target=self._listen, args=(self._running,), name=f"{self._name} events", daemon=True
             ).start()
@@ -166,7 +169,8 @@ class _Running:
         self.control, theirs = socket.socketpair()
         self._lanes: dict[str, _Lane] = {}
         self._lock = threading.Lock()
-        with theirs:
+        with theirs, contextlib.ExitStack() as unless_started:
+            unless_started.enter_context(self.control)
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,
                 stdin=subprocess.DEVNULL,
@@ -174,6 +178,7 @@ class _Running:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            unless_started.pop_all()
 
     def lane(self, name: str) -> _Lane:
         """The lane of that name, opened when it is first used and after a call that took too long."""
@@ -196,7 +201,10 @@ class _Running:
             lane.break_off()
 
     def _new_lane(self, name: str) -> _Lane:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _no_room(self.name, error) from error
         with theirs:
             try:
                 socket.send_fds(self.control, [name.encode()], [theirs.fileno()])
@@ -253,7 +261,16 @@ class _Lane:
             raise WireBroken("broken off")
         self._sock.settimeout(max(0.001, deadline - time.monotonic()))
         send(self._sock, call)
-        return decode_answer(receive(self._sock))
+        return decode_answer(receive(self._sock, deadline))
+
+
+def _no_room(process: str, error: OSError) -> TokenUnavailable:
+    """No descriptor, process or memory is left."""
+    return TokenUnavailable(
+        f"The process for {process} cannot be started or reached ({error.strerror}); end what takes so "
+        "much, or raise the limits of the broker's unit.",
+        retry_after=1.0,
+    )
 
 
 def _gone(process: str) -> ProcessEnded:

@@ -7,6 +7,7 @@ A lane is a socket of its own, on which one call at a time is answered. The cont
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
@@ -79,12 +80,15 @@ def send(sock: socket.socket, message: Struct) -> None:
         raise WireBroken("the other end is gone") from error
 
 
-def receive(sock: socket.socket) -> bytes:
-    """The next frame. Raises `WireBroken`, also at its end, and `TimeoutError`."""
-    length = int.from_bytes(_exactly(sock, _LENGTH), "big")
+def receive(sock: socket.socket, deadline: float | None = None) -> bytes:
+    """The next frame, whole before `deadline` (`time.monotonic`).
+
+    Raises `WireBroken`, also at its end, and `TimeoutError`.
+    """
+    length = int.from_bytes(_exactly(sock, _LENGTH, deadline), "big")
     if length > MAX_FRAME:
         raise WireBroken(f"a frame of {length} octets")
-    return _exactly(sock, length)
+    return _exactly(sock, length, deadline)
 
 
 def decode_call(octets: bytes) -> Call:
@@ -102,9 +106,11 @@ def decode_event(octets: bytes) -> Event:
     return _decoded(_events, octets)
 
 
-def _exactly(sock: socket.socket, length: int) -> bytes:
+def _exactly(sock: socket.socket, length: int, deadline: float | None) -> bytes:
     octets = bytearray()
     while len(octets) < length:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             part = sock.recv(length - len(octets))
         except TimeoutError:

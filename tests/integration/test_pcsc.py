@@ -24,12 +24,13 @@ from dom0_broker.backends.software.vpcd import VirtualCard
 from tests.fakes.slow_card import SlowCard
 from tests.support.cards import NAME, PINS, SEALING_KEY, personalise
 from tests.support.memory import PythonServer, python_context
-from tests.support.pcsc import atr_of, pcsc_backend, wait_until
+from tests.support.pcsc import atr_of, pcsc_backend
 from tests.support.pcscd import Pcscd, pcscd
 from tests.support.piv import BOTH, SECRETS, personalised, piv_backend
 from tests.support.pki import Identity, KeyKind, Usage, client_identity, pki, server_identity
 from tests.support.processes import Child, ChildFailed
 from tests.support.token_sessions import connect, start, talk
+from tests.support.waiting import wait_until
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, TokenUnavailable
@@ -257,9 +258,9 @@ def test_hung_card_is_left_alone_and_others_go_on(setting: Setting, tmp_path: Pa
         before = time.monotonic()
         with pytest.raises(TokenUnavailable, match="left alone until it is pulled out"):
             setting.backend.open(setting.locator("a"), PINS.user)
+        assert time.monotonic() - before < TIMEOUT
         talk(connect(other, python_context(tmp_path)))
         found = {each.serial: each.problem for each in setting.backend.discover()}
-        assert time.monotonic() - before < TIMEOUT
         assert "has not answered" in found[setting.elements.serial("a")]
         assert not found[setting.elements.serial("b")]
         slot.remove()

@@ -18,7 +18,6 @@ from dom0_broker.config import PcscConfig
 from dom0_broker.ctl.__main__ import main
 from tests.support.cards import PINS, SEALING_KEY
 from tests.support.memory import python_context
-from tests.support.pcsc import wait_until
 from tests.support.pcsc_broker import (
     ATR,
     OPTIONS,
@@ -33,6 +32,7 @@ from tests.support.pcsc_broker import (
 )
 from tests.support.pcscd import MAX_READERS, pcscd
 from tests.support.stack import Stack, give_identity
+from tests.support.waiting import wait_until
 from vmtoken.errors import Reason
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
@@ -138,8 +138,7 @@ async def test_operator_sees_cards_and_resets_one(
                 assert await certificate_seen(link, context) is Reason.TOKEN_UNAVAILABLE
 
                 def reader_is_reset() -> None:
-                    while not wish.exists():
-                        time.sleep(0.01)
+                    wait_until(wish.exists)
                     slot.remove()
                     card.go_on()
 

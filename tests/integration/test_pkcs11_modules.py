@@ -12,7 +12,6 @@ from cryptography import x509
 
 from dom0_broker.backends.base import Kept
 from tests.support.memory import python_context
-from tests.support.pcsc import wait_until
 from tests.support.piv import SECRETS, PivHolder, piv_backend
 from tests.support.piv import personalised as personalised_card
 from tests.support.pkcs11 import (
@@ -27,6 +26,7 @@ from tests.support.pkcs11 import (
 )
 from tests.support.pki import KeyKind, server_identity
 from tests.support.token_sessions import connect, talk
+from tests.support.waiting import wait_until
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.errors import Conflict, PinBlocked, PinRejected, TokenUnavailable

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dom0_broker.ctl.__main__ import main
 from tests.support.cards import bare_element
 from tests.support.pcscd import Pcscd, VirtualReader, pcscd
 from tests.support.processes import Child, running
+from tests.support.waiting import wait_until
 from vmtoken.cards.codes import AID
 from vmtoken.errors import TokenUnavailable
 from vmtoken.iso7816.apdu import CommandApdu
@@ -69,14 +69,7 @@ def test_removed_card_is_gone_and_may_come_back(daemon: Pcscd, reader: VirtualRe
         with reader.holding(element) as card:
             assert opensc_tool(daemon, reader, "--atr").returncode == 0
             card.remove()
-            wait_until_absent(daemon, reader)
-
-
-def wait_until_absent(daemon: Pcscd, reader: VirtualReader) -> None:
-    """pcscd looks every 0.4 seconds."""
-    deadline = time.monotonic() + 10
-    while opensc_tool(daemon, reader, "--atr").returncode == 0:
-        assert time.monotonic() < deadline, "the card is still there"
+            wait_until(lambda: opensc_tool(daemon, reader, "--atr").returncode != 0)
 
 
 def test_second_card_for_a_slot_and_a_missing_reader_are_refused(

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from dom0_broker.backends.child import outlet, serve
+from dom0_broker.backends.child import in_background, outlet, serve
 from vmtoken.errors import PinRejected
 from vmtoken.secret import SecretBytes
 
@@ -34,6 +34,7 @@ def main() -> None:
             "release": released.set,
             "reject": reject,
             "break": lambda: {}["nothing"],
+            "lose a thread": lambda: in_background(lambda: {}["nothing"], "lost"),
             "crash": lambda: os._exit(7),
             "lane": lambda: threading.current_thread().name,
             "environment": lambda: sorted(os.environ),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.support.cards import KINDS, NAME, PINS, Card, CardKind
 from tests.support.pcscd import pcscd
 from tests.support.piv import PIV, SECRETS, PivHolder, piv_holder
 from tests.support.pki import Identity, KeyKind, client_identity, server_identity
+from tests.support.waiting import wait_until
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.iso7816.atr import AnswerToReset
 from vmtoken.token import HandshakeToken
@@ -108,14 +108,6 @@ def pcsc_backend(*settings: PcscdSettings) -> Iterator[PcscBackend]:
         yield backend
     finally:
         backend.close()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """pcscd looks at its readers every 0.4 seconds, and tells us then."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        time.sleep(0.01)
 
 
 def atr_of(options: ElementOptions) -> bytes:

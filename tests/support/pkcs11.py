@@ -7,8 +7,7 @@ import functools
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from tests.support.pcscd import VirtualReader, pcscd
 from tests.support.piv import PIV, SECRETS, PivHolder, piv_holder
 from tests.support.pki import Identity, KeyKind, Usage, pki, server_identity
 from tests.support.processes import running
+from tests.support.waiting import wait_until
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.csr import KeyElsewhere
@@ -42,9 +42,6 @@ SPY = LIBRARIES / "pkcs11-spy.so"
 
 YUBIKEY_4_ATR = bytes.fromhex("3BF81300008131FE15597562696B657934D4")
 """OpenSC takes a PIV card for one that does ECDSA only by its ATR; this is one that it knows."""
-
-_SEEN_WITHIN = 10.0
-"""Seconds from a card in a reader to a token in OpenSC, or from a daemon's start to its answer."""
 
 PIN, SO_PIN, WRONG_PIN = b"1234", b"567890", b"9999"
 LABEL = "lab one"
@@ -195,7 +192,7 @@ def opensc_locator(token: Pkcs11Token, identity: Identity) -> str:
         leaf = identity.chain_der[0]
         return [found.uri for found in token.backend.discover() if found.certificate == leaf]
 
-    _wait_for(lambda: bool(uris()))
+    wait_until(lambda: bool(uris()))
     return uris()[0].removeprefix("pkcs11:")
 
 
@@ -230,11 +227,11 @@ def tpm(directory: Path) -> Iterator[Pkcs11Token]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(running(_swtpm(directory / "state", sockets), directory / "swtpm.log"))
         stack.enter_context(running(_bus(bus), directory / "dbus.log"))
-        _wait_for(lambda: (sockets / "bus").exists() and (sockets / "tpm").exists())
+        wait_until(lambda: (sockets / "bus").exists() and (sockets / "tpm").exists())
         manager = running(_resource_manager(sockets), directory / "abrmd.log", environment=environment)
         stack.enter_context(manager)
         token = Pkcs11Token(TPM2, "tpm", environment=environment)
-        _wait_for(lambda: "ERROR" not in token.tool("tpm2_getrandom", "--hex", "4", check=False))
+        wait_until(lambda: "ERROR" not in token.tool("tpm2_getrandom", "--hex", "4", check=False))
         token.tool("tpm2_ptool", "init")
         pins = ("--userpin", PIN.decode(), "--sopin", SO_PIN.decode())
         token.tool("tpm2_ptool", "addtoken", "--pid=1", f"--label={token.label}", *pins)
@@ -255,13 +252,6 @@ def _bus(address: str) -> list[str]:
 def _resource_manager(sockets: Path) -> list[str]:
     as_root = ["--allow-root"] if os.geteuid() == 0 else []
     return [tool("tpm2-abrmd"), "--session", f"--tcti=swtpm:path={sockets}/tpm", *as_root]
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _SEEN_WITHIN
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager

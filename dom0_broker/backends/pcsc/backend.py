@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -66,7 +67,10 @@ class PcscBackend:
     def connect(self, locator: str) -> SharedConnection:
         """The bare card, as after a reset; for itself alone."""
         connection, _, _ = self._card(CardLocator.parse(locator), single=True)
-        connection.reset()
+        with contextlib.ExitStack() as unless_reset:
+            unless_reset.callback(connection.close)
+            connection.reset()
+            unless_reset.pop_all()
         return connection
 
     def pin_holder(self, locator: str) -> str:

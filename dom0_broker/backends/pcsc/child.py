@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from dom0_broker.backends.child import Outlet, outlet, serve
+from dom0_broker.backends.child import Outlet, in_background, outlet, serve
 from dom0_broker.backends.pcsc.messages import Connected, Reader, Returned, Snapshot
 from dom0_broker.backends.pcsc.sentences import unavailable
 from dom0_broker.backends.pcsc.winscard import (
@@ -45,6 +45,7 @@ class Sessions:
         """Sessions with a call under way."""
 
         self._given_up: set[int] = set()
+        """For good: the call that was given up may only be read afterwards."""
 
     def connect(self, number: int, reader: str) -> Connected:
         """Have a card for ourselves alone."""
@@ -82,7 +83,7 @@ class Sessions:
             self._given_up.add(number)
             is_asked = number in self._asked
         if not is_asked:
-            self._end_if_given_up(number)
+            self._end(number)
 
     def _session(self, number: int) -> _Session:
         with self._lock:
@@ -102,13 +103,11 @@ class Sessions:
         finally:
             with self._lock:
                 self._asked.discard(number)
-            self._end_if_given_up(number)
+                is_given_up = number in self._given_up
+            if is_given_up:
+                self._end(number)
 
-    def _end_if_given_up(self, number: int) -> None:
-        with self._lock:
-            if number not in self._given_up:
-                return
-            self._given_up.discard(number)
+    def _end(self, number: int) -> None:
         self.disconnect(number, reset=True)
         self._events.emit(Returned(number))
 
@@ -185,7 +184,7 @@ def main() -> None:
     """Run until the broker is gone."""
     events = outlet()
     sessions = Sessions(events)
-    threading.Thread(target=Monitor(events).run, name="monitor", daemon=True).start()
+    in_background(Monitor(events).run, "monitor")
     serve(
         events,
         {

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from dom0_broker.backends.pcsc.connection import PcscConnection
@@ -38,6 +39,14 @@ _AFTER_RESET: Final = 10.0
 """Seconds for a call that hung to come back after a reset."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Hung:
+    """A call that was given up."""
+
+    reader: str
+    seconds: float
+
+
 class Pcscd:
     """Thread-safe; calls block, and no longer than they may."""
 
@@ -48,7 +57,9 @@ class Pcscd:
         self._numbers = itertools.count(1)
         self._lock = threading.Condition()
         self._connections: dict[int, PcscConnection] = {}
-        self._hung: dict[int, str] = {}
+        self._hung: dict[int, _Hung] = {}
+        """By session."""
+
         self._turns: dict[str, threading.Lock] = {}
         self._closed = threading.Event()
         self.snapshot: Snapshot | None = None
@@ -66,9 +77,9 @@ class Pcscd:
         """Begin to look at the readers."""
         try:
             self._process.start()
-        except OSError as error:  # no memory, no process left
-            log.error("process for pcscd cannot be started", extra={"because": error.strerror})  # noqa: TRY400
-            self._replace(Snapshot(problem=f"The process for {self.settings.name} cannot be started."))
+        except TokenUnavailable as error:
+            self._replace(Snapshot(problem=error.message))
+            self._revive_later()
 
     def close(self) -> None:
         """Give everything back. May be called twice."""
@@ -81,7 +92,9 @@ class Pcscd:
         with self._lock:
             turn = self._turns.setdefault(reader, threading.Lock())
         if not turn.acquire(timeout=self.settings.timeout):
-            raise self._hung_error(reader)
+            raise TokenUnavailable(
+                f"The card in the reader '{reader}' is still being looked at; try again.", retry_after=1.0
+            )
         try:
             yield
         finally:
@@ -111,8 +124,8 @@ class Pcscd:
     def hung(self, reader: str) -> TokenUnavailable | None:
         """Why nothing is asked of a reader; None when it is well."""
         with self._lock:
-            is_hung = reader in self._hung.values()
-        return self._hung_error(reader) if is_hung else None
+            hung = next((each for each in self._hung.values() if each.reader == reader), None)
+        return None if hung is None else _hung_error(hung)
 
     def transmit(self, session: int, reader: str, command: bytes) -> bytes:
         """See `SessionCalls`."""
@@ -163,19 +176,22 @@ class Pcscd:
             )
 
     def _ask(
-        self, lane: str, session: int, method: str, *arguments: Any, timeout: float | None = None
+        self, reader: str, session: int, method: str, *arguments: Any, timeout: float | None = None
     ) -> Any:
+        """Each reader has a lane of its own."""
+        seconds = timeout or self.settings.timeout
         try:
-            return self._process.call(lane, method, *arguments, timeout=timeout or self.settings.timeout)
+            return self._process.call(reader, method, *arguments, timeout=seconds)
         except NoAnswer:
-            self._quarantine(session, lane)
-            raise self._hung_error(lane) from None
+            hung = _Hung(reader, seconds)
+            self._quarantine(session, hung)
+            raise _hung_error(hung) from None
 
-    def _quarantine(self, session: int, reader: str) -> None:
+    def _quarantine(self, session: int, hung: _Hung) -> None:
         """Nothing is asked of the reader until what hangs in it has come back."""
-        log.error("card does not answer, its reader is set aside", extra={"reader": reader})
+        log.error("card does not answer, its reader is set aside", extra={"reader": hung.reader})
         with self._lock:
-            self._hung[session] = reader
+            self._hung[session] = hung
         try:
             self._process.call(_CONTROL, "give_up", session, timeout=_GIVE_BACK)
         except TokenUnavailable:
@@ -183,16 +199,11 @@ class Pcscd:
             self._ended()
         self._changed(self)
 
-    def _hung_error(self, reader: str) -> TokenUnavailable:
-        return TokenUnavailable(
-            f"The card in the reader '{reader}' has not answered for {self.settings.timeout:g} seconds; it "
-            "is left alone until it is pulled out, or until 'vmtokenctl token reset' helps.",
-            retry_after=self.settings.timeout,
-        )
-
     def _wait_until_well(self, reader: str) -> bool:
         with self._lock:
-            return self._lock.wait_for(lambda: reader not in self._hung.values(), _AFTER_RESET)
+            return self._lock.wait_for(
+                lambda: all(each.reader != reader for each in self._hung.values()), _AFTER_RESET
+            )
 
     def _happened(self, value: Any) -> None:
         match decode_event(value):
@@ -200,10 +211,11 @@ class Pcscd:
                 self._replace(snapshot)
             case Returned(session):
                 with self._lock:
-                    reader = self._hung.pop(session, "")
+                    hung = self._hung.pop(session, None)
                     self._lock.notify_all()
-                log.warning("card that hung is free again", extra={"reader": reader})
-                self._changed(self)
+                if hung is not None:
+                    log.warning("card that hung is free again", extra={"reader": hung.reader})
+                    self._changed(self)
 
     def _replace(self, snapshot: Snapshot) -> None:
         """The readers as they are now: cards that went take their connections with them."""
@@ -230,6 +242,9 @@ class Pcscd:
             self._hung.clear()
             self._lock.notify_all()
         self._replace(Snapshot(problem=f"The process for {self.settings.name} ended; it is started again."))
+        self._revive_later()
+
+    def _revive_later(self) -> None:
         threading.Thread(target=self._revive, name=f"{self.settings.name} revival", daemon=True).start()
 
     def _revive(self) -> None:
@@ -238,10 +253,16 @@ class Pcscd:
                 self._process.start()
             except TokenUnavailable as error:
                 self._closed.wait(error.retry_after or 1.0)
-            except OSError:
-                self._closed.wait(1.0)
             else:
                 return
+
+
+def _hung_error(hung: _Hung) -> TokenUnavailable:
+    return TokenUnavailable(
+        f"The card in the reader '{hung.reader}' has not answered for {hung.seconds:g} seconds; it is left "
+        "alone until it is pulled out, or until 'vmtokenctl token reset' helps.",
+        retry_after=hung.seconds,
+    )
 
 
 def _why(error: Exception) -> str:
