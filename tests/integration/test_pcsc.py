@@ -419,6 +419,12 @@ def test_pins_of_a_card_in_a_reader_are_changed_and_unblocked(setting: Setting) 
         setting.backend.unblock_user_pin(setting.locator("a"), PINS.operator, PINS.user)
         setting.open("a").close()
         assert setting.backend.pin_state(setting.locator("a")).tries_left == 3
+        assert (
+            setting.backend.pin_holder(setting.locator("a")) == f"pcsc:EAP-TLS {setting.elements.serial('a')}"
+        )
+    assert setting.backend.pin_holder("serial=00;slot=9c") == "pcsc:PIV 00"
+    with pytest.raises(TokenUnavailable):
+        setting.backend.pin_holder("serial=00")
 
 
 def test_keys_of_one_piv_card_are_tokens_that_share_it(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.support.pcscd import pcscd
@@ -13,6 +15,7 @@ from tests.support.pki import server_identity
 from tests.support.servers import PROGRAMS, TLS_1_2, TLS_1_3, ServerOptions
 from tests.support.stack import VM, Stack, give_identity
 from tests.support.stack_client import StackClient
+from vmtoken.cards import piv_pins
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.v1 import admin_service_pb2 as admin
 from vmtoken.v1 import token_pb2
@@ -100,3 +103,28 @@ def test_card_of_somebody_else_needs_no_management_key(
         assert conversation.seen().client == VM
         conversation.echo(b"question")
         session.close()
+
+
+def test_pin_that_is_changed_through_one_key_is_that_of_all(
+    stack: Stack, issued: PivHolder, serial: str, tmp_path: Path
+) -> None:
+    """All of them are open, with the earlier PIN in memory."""
+    with stack.administration() as operator:
+        tokens = {each.name: each for each in operator.ListAllTokens(admin.ListAllTokensRequest()).tokens}
+        certificate = hashlib.sha256(issued.identity.chain_der[0]).hexdigest()
+        for uri in (f"pcsc:serial={serial};slot=9e", f"pcsc:cert={certificate}"):
+            found = operator.FindPinSharers(admin.FindPinSharersRequest(uri=uri))
+            assert set(ALGORITHMS) <= set(found.tokens)
+            assert set(found.kept) == {admin.PIN_ROLE_USER, admin.PIN_ROLE_OPERATOR}
+        assert {"9c", "82"} <= set(tokens["9a"].shares_pins_with)
+        operator.ChangeTokenPin(admin.ChangeTokenPinRequest(name="9a", new_pin=b"111222"))
+        another = admin.AddTokenRequest(name="9e", uri=f"pcsc:serial={serial};slot=9e", user_pin=b"333444")
+        with pytest.raises(grpc.RpcError, match="known here from token"):
+            operator.AddToken(another)
+    with StackClient.of(stack) as client, PROGRAMS["openssl"].serve(tmp_path, ServerOptions()) as server:
+        for slot in reversed(ALGORITHMS):
+            session = client.connect_to(server.port, token=slot, server_name=server.server_name)
+            session.close()
+    with stack.administration() as operator:
+        operator.ChangeTokenPin(admin.ChangeTokenPinRequest(name="82", new_pin=SECRETS.pin.reveal()))
+    assert piv_pins.user_pin_tries_left(issued.connect()) == 3

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from dom0_broker.backends.base import Kept, Pins
+from dom0_broker.backends.pkcs11.backend import Pkcs11Backend
 from dom0_broker.backends.pkcs11.codes import Mechanism
 from dom0_broker.backends.pkcs11.key import Pkcs11Key
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
@@ -399,3 +400,18 @@ def test_token_that_came_later_is_found(tmp_path: Path) -> None:
         initialise(token, "late")
         with pytest.raises(TokenNotReady):
             token.backend.open_key("token=late;object=x", USER)
+
+
+def test_keys_of_one_token_have_their_pin_from_it(tmp_path: Path) -> None:
+    with softhsm(tmp_path, ["lab", "other"]) as token:
+        holder = token.backend.pin_holder("token=lab;object=web01")
+        assert re.fullmatch(r"pkcs11:token=lab;manufacturer=SoftHSM%20project;serial=[0-9a-f]{16}", holder)
+        whole = holder.removeprefix("pkcs11:")
+        source = "pin-source=file:/etc/pin"
+        assert token.backend.pin_holder("token=lab;id=%01") == holder
+        assert token.backend.pin_holder("token=other") != holder
+        assert token.backend.pin_holder(f"token=lab?{source}") == f"{holder}?{source}"
+        with pytest.raises(TokenUnavailable):
+            token.backend.pin_holder("token=lost")
+    with closing(Pkcs11Backend()) as nobody:  # what says all is not asked for
+        assert nobody.pin_holder(f"{whole};object=web01") == holder
