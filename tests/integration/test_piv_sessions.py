@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +106,24 @@ def test_card_of_somebody_else_needs_no_management_key(
         assert conversation.seen().client == VM
         conversation.echo(b"question")
         session.close()
+
+
+def test_another_key_of_the_card_is_added_without_a_pin(stack: Stack, serial: str) -> None:
+    def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dom0_broker.ctl", "--socket", str(stack.admin_socket), *arguments]
+        return subprocess.run(command, input="", capture_output=True, text=True, timeout=60, check=True)
+
+    added = ctl("token", "add", "retired-2", f"pcsc:serial={serial};slot=83")
+    assert "It has the user and operator PIN of token '82', '9a', '9c'" in added.stderr
+    shown = json.loads(ctl("--json", "token", "show", "retired-2").stdout)
+    assert set(ALGORITHMS) <= set(shown["shares_pins_with"])
+    status = json.loads(ctl("--json", "token", "pin", "status", "retired-2").stdout)
+    assert [(each["pin"], each["state"]) for each in status] == [
+        ("user", "accepted"),
+        ("operator", "accepted"),
+    ]
+    ctl("token", "remove", "retired-2")
+    assert "retired-2" not in json.loads(ctl("--json", "token", "show", "9a").stdout)["shares_pins_with"]
 
 
 def test_pin_that_is_changed_through_one_key_is_that_of_all(
