@@ -57,6 +57,11 @@ def test_daemon_is_watched_and_restarted_as_a_user_of_its_own(name: str, user: s
     assert int(service["WatchdogSec"]) > 10, "the event loop says once a second or so that it turns"
 
 
+def test_processes_of_device_libraries_outlive_the_drain() -> None:
+    """By default systemd would send SIGTERM to every process of the unit at once."""
+    assert _service(SYSTEMD / "vmtoken-broker.service")["KillMode"] == "mixed"
+
+
 def test_broker_has_no_network_and_the_drop_in_gives_it_one() -> None:
     service = _service(SYSTEMD / "vmtoken-broker.service")
     assert service["PrivateNetwork"] == "yes"

@@ -74,7 +74,7 @@ def state(config: BrokerConfig, user: Account) -> Iterator[Finding]:
 
 def room(config: BrokerConfig) -> Iterator[Finding]:
     """Space for state and audit log, which may be on disks of their own."""
-    places = {existing(config.state_dir), existing(config.audit_path)}
+    places = {existing(config.state_dir), existing(config.audit_path.parent)}
     for place in sorted({place.stat().st_dev: place for place in places}.values()):
         yield from common.room(place)
 
