@@ -14,7 +14,8 @@ packages="openssl gnutls-bin nginx-light nodejs freeradius eapoltest
     tpm2-abrmd libtss2-tcti-tabrmd0 dbus-daemon"
 purpose="tests against real servers and cards need"
 if [ "${1:-}" = xen ]; then
-    packages="qemu-system-x86 mmdebstrap cpio e2fsprogs kmod"
+    packages="qemu-system-x86 mmdebstrap cpio e2fsprogs kmod git
+        debhelper dpkg-dev python3-dev python3-pip python3-venv gcc libpcsclite-dev pkg-config"
     purpose="the Xen lab needs"
 fi
 

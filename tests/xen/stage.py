@@ -21,8 +21,6 @@ SERVER_NAME = "server.lab"
 LINK_PORT, SERVER_PORT = 8441, 4433
 """Nothing else of the lab listens in dom0."""
 
-AGENT = "/usr/lib/vmtoken/bin/vmtoken-agent"
-CONNECT = "/usr/lib/vmtoken/bin/vmtoken"
 READY_WITHIN = 90
 """Seconds for a program to come up: three on a quiet machine."""
 
@@ -98,14 +96,14 @@ class Stage:
         """An agent of a VM: in the domU over TCP, or in dom0 over the VM's Unix socket."""
         link = _UNIX_LINK.format(home=HOME, name=vm) if machine is self.dom0 else _TCP_LINK
         machine.write(f"{HOME}/agent.toml", link + _APPLICATIONS, mode=0o600)
-        with machine.start([AGENT, "--config", f"{HOME}/agent.toml"]) as agent:
+        with machine.start(["vmtoken-agent", "--config", f"{HOME}/agent.toml"]) as agent:
             self._wait_for(machine, agent, f"{HOME}/agent.sock")
             yield agent
 
     def connect(self, machine: Machine, *options: str) -> tuple[dict[str, Any], str]:
         """Open a session with the server where an agent runs: what it was, and the server's answer."""
         command = [
-            CONNECT,
+            "vmtoken",
             "connect",
             "--socket",
             f"{HOME}/agent.sock",

@@ -39,7 +39,7 @@ def build() -> Images:
     parts = debian.parts()
     recipes = (*recipe.INITIAL_MODULES, *recipe.MASKED_UNITS)
     ours = [Path(__file__), Path(product.__file__), _FRAMES, _LAB / "guest"]
-    key = digest([parts.name, *recipes, *ours, *product.sources()])
+    key = digest([parts.name, *recipes, *ours, product.packages().name])
     disks = cached(BUILD, "disks", key, lambda directory: _build(parts, directory))
     return Images(
         xen=parts / debian.XEN,

@@ -1,98 +1,65 @@
-"""The product, installed into a root file system as an operator would install it.
+"""The product, installed into a root file system as an operator installs it: from its Debian packages.
 
-This is the one place that knows how: today wheels in a private environment.
+This is the one place that knows how.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
-from xenlab.cache import cached, digest, user_cache
+from xenlab.cache import cached, digest
 from xenlab.host import run
 
 REPOSITORY = Path(__file__).parents[3]
-ENVIRONMENT = "/usr/lib/vmtoken"
-"""The private environment in a machine of the lab."""
 
-PROGRAMS = {
-    "dom0": ("vmtoken-broker", "vmtokenctl"),
-    "domu": ("vmtoken-agent", "vmtoken"),
+PACKAGES = {
+    "dom0": ("vmtoken-common", "vmtoken-broker", "vmtoken-agent"),
+    "domu": ("vmtoken-common", "vmtoken-agent"),
 }
-"""What is on the PATH of a machine, by its role."""
+"""What is in a machine, by its role. dom0 has the agent too, for trials on one machine."""
 
-_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "vmtoken", "dom0_broker", "guest_agent")
-_PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-_PLATFORMS = (
-    "manylinux_2_34_x86_64",
-    "manylinux_2_28_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux2014_x86_64",
-)
-"""What the C library of Debian 12 (2.36) takes."""
+_UNITS = ("vmtoken-broker.service", "vmtoken-agent.service")
+_SOURCES = (
+    "pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE",
+    "vmtoken", "dom0_broker", "guest_agent", "scripts",
+    "deploy/debian", "deploy/etc", "deploy/policy.d", "deploy/xen",
+)  # fmt: skip
+"""What the packages are made from."""
 
 
-def sources() -> list[Path]:
-    """What the installed product is made from."""
-    return [REPOSITORY / name for name in (*_SOURCES, "constraints.txt")]
+def packages() -> Path:
+    """The directory with the packages of the tree as it is; files that git does not know are not in them."""
+
+    def build(directory: Path) -> None:
+        print("xen-lab: building the Debian packages of the product", flush=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            tree = Path(scratch) / "vmtoken"
+            commit = run(["git", "-C", REPOSITORY, "stash", "create"]).strip() or "HEAD"
+            commit = run(["git", "-C", REPOSITORY, "rev-parse", commit]).strip()
+            run(["git", "clone", "--quiet", "--shared", "--no-checkout", REPOSITORY, tree])
+            run(["git", "-C", tree, "checkout", "--quiet", commit])
+            run([tree / "deploy/debian/build", directory / "deb"], seconds=1500)
+        shutil.copytree(directory / "deb", directory, dirs_exist_ok=True)
+        shutil.rmtree(directory / "deb")
+
+    key = digest(REPOSITORY / name for name in _SOURCES)
+    return cached(REPOSITORY / "build/xen-lab", "packages", key, build)
 
 
 def install(root: Path, role: str) -> None:
-    """Install the product into the root file system of a machine that is `dom0` or `domu`."""
+    """Install the product into the root file system of a machine that is `dom0` or `domu`.
+
+    Its units are there and disabled: a test starts those that it is about.
+    """
     with tempfile.TemporaryDirectory(dir=root / "tmp") as scratch:
-        wheels = Path(scratch)
-        shutil.copytree(_dependencies(), wheels, dirs_exist_ok=True)
-        _build_wheel(wheels)
-        _install_wheels(root, Path("/") / wheels.relative_to(root))
-    for program in PROGRAMS[role]:
-        (root / "usr/bin" / program).symlink_to(f"{ENVIRONMENT}/bin/{program}")
-
-
-def _dependencies() -> Path:
-    """Wheels for the Python of Debian 12, as constraints.txt pins them, and pip to install them."""
-
-    def download(directory: Path) -> None:
-        print("xen-lab: fetching the wheels that the product needs", flush=True)
-        wanted = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
-        wanted += [f"--platform={name}" for name in _PLATFORMS]
-        pinned = ["--constraint", str(REPOSITORY / "constraints.txt"), "pip", *_requirements()]
-        run([*_PIP, "download", "--dest", directory, *wanted, *pinned], seconds=900)
-
-    key = digest([REPOSITORY / "constraints.txt", *_requirements(), *_PLATFORMS])
-    return cached(user_cache(), "wheels", key, download)
-
-
-def _requirements() -> list[str]:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    return sorted(project["dependencies"])
-
-
-def _build_wheel(target: Path) -> None:
-    """Build from a copy: setuptools leaves files in the tree that it builds from."""
-    with tempfile.TemporaryDirectory() as scratch:
-        tree = Path(scratch)
-        for name in _SOURCES:
-            source = REPOSITORY / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, tree / name)
-        run([*_PIP, "wheel", "--no-deps", "--wheel-dir", target, tree])
-
-
-def _install_wheels(root: Path, wheels: Path) -> None:
-    """In the root file system, with its own Python and without a network."""
-    run(["chroot", root, "python3", "-m", "venv", "--without-pip", ENVIRONMENT])
-    (pip,) = (root / wheels.relative_to("/")).glob("pip-*.whl")
-    python = [
-        "chroot",
-        str(root),
-        "env",
-        "-i",
-        "PATH=/usr/bin:/bin",
-        "HOME=/root",
-        f"{ENVIRONMENT}/bin/python",
-    ]
-    offline = ["--quiet", "--no-index", "--no-cache-dir", "--find-links", str(wheels)]
-    run([*python, wheels / pip.name / "pip", "install", *offline, "vmtoken"])
+        names = []
+        for package in PACKAGES[role]:
+            (archive,) = packages().glob(f"{package}_*.deb")
+            shutil.copy2(archive, scratch)
+            names.append(Path("/") / Path(scratch).relative_to(root) / archive.name)
+        environment = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"]
+        run(["chroot", root, *environment, "dpkg", "--install", *names])
+    present = [unit for unit in _UNITS if (root / "lib/systemd/system" / unit).exists()]
+    run(["systemctl", "--root", root, "disable", "--quiet", *present])

@@ -25,7 +25,7 @@ from xenlab.frames import Header
 RUN_WITHIN = 90.0
 """Seconds for a command unless the caller says otherwise: ten times what slow ones take under emulation."""
 
-PYTHON = "/usr/lib/vmtoken/bin/python"
+PYTHON = "/usr/lib/vmtoken/bin/python3"
 """The Python of the installed product, in dom0 and domUs."""
 
 _SHOWN = 4000
