@@ -6,12 +6,11 @@ no EAP server takes part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from vmtoken.cards import commands
 from vmtoken.cards.codes import Export, FailureCode, Features, Mode, PinReference
-from vmtoken.cards.misbehaviour import NONSENSE, unavailable
+from vmtoken.cards.misbehaviour import closed_on_error
 from vmtoken.cards.profile import FailureExport, ResultExport, ServerExport, StartParameters
 from vmtoken.cards.records import RecordExchange, is_client_hello
 from vmtoken.cards.session import CardSession
@@ -93,7 +92,7 @@ class EapTlsCard:
         max_packet = MAX_PACKET_LENGTH if fci is None else fci.max_packet
         self._records = RecordExchange(self._card.channel, max_packet)
         self._before = Traffic()
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             self._card.verify_pin(PinReference.USER, user_pin, reserve=pin_reserve)
             self._card.use_preferred_identity()
 
@@ -112,7 +111,7 @@ class EapTlsCard:
 
     def describe(self) -> TokenDescription:
         """See `HandshakeToken.describe`."""
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             chain = self._card.certificate_chain()
         fci = self._card.fci
         return TokenDescription(
@@ -127,7 +126,7 @@ class EapTlsCard:
         """See `HandshakeToken.start`."""
         self._before = self._card.traffic
         self._start, self._authorize, self._server = start, authorize, None
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             self._card.required_profile()
             return HandshakeStep(self._guarded(lambda: self._begin(start)))
 
@@ -135,7 +134,7 @@ class EapTlsCard:
         """See `HandshakeToken.process`."""
         if not server_records:
             return HandshakeStep()
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             flight = self._guarded(lambda: self._records.exchange(server_records))
             may_be_complete = self._server is not None
             if flight and self._server is None:
@@ -148,7 +147,7 @@ class EapTlsCard:
         fci = self._card.fci
         if fci is None or Features.RESUMPTION not in fci.features:
             return None
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             try:
                 answer = commands.take_ticket(self._card.channel, session, message)
             except StatusWordError as error:
@@ -162,7 +161,7 @@ class EapTlsCard:
 
     def abort(self) -> None:
         """See `HandshakeToken.abort`."""
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             commands.reset_state(self._card.channel)
 
     def close(self) -> None:
@@ -255,18 +254,6 @@ class EapTlsCard:
             if error.status != StatusWord.CONDITIONS_NOT_SATISFIED:
                 raise
             return None
-
-    @contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        """A card that is gone or makes no sense is closed, and `TokenUnavailable`."""
-        try:
-            yield
-        except VmTokenError:
-            self.close()
-            raise
-        except NONSENSE as error:
-            self.close()
-            raise unavailable(error) from error
 
 
 def _parameters(start: HandshakeStart) -> StartParameters:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from vmtoken.cards.codes import CLA, PinReference
-from vmtoken.cards.misbehaviour import card_errors
+from vmtoken.cards.misbehaviour import refusals
 from vmtoken.cards.session import CardSession
-from vmtoken.errors import Conflict
 from vmtoken.iso7816 import commands as iso7816
 from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
@@ -60,10 +59,8 @@ def unblock_user_pin(
 
 @contextmanager
 def _session(connection: CardConnection, *, t0: bool) -> Iterator[CardSession]:
-    with closing(CardSession.open(connection, t0=t0)) as card, card_errors():
-        try:
-            yield card
-        except StatusWordError as error:
-            if error.status != StatusWord.WRONG_DATA:
-                raise
-            raise Conflict(PIN_RULE) from error
+    with (
+        closing(CardSession.open(connection, t0=t0)) as card,
+        refusals({StatusWord.WRONG_DATA: PIN_RULE}),
+    ):
+        yield card

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from vmtoken.cards import commands
 from vmtoken.cards.codes import CLA, DataObject, Features, KeyAlgorithm, PinReference
 from vmtoken.cards.eap_tls_pins import PIN_RULE
-from vmtoken.cards.misbehaviour import card_errors
+from vmtoken.cards.misbehaviour import card_errors, refusals
 from vmtoken.cards.profile import encode_certificates
 from vmtoken.cards.session import CardSession
 from vmtoken.errors import Conflict, InvalidRequest, TokenNotReady, VmTokenError
 from vmtoken.iso7816 import commands as iso7816
 from vmtoken.iso7816.connection import CardConnection
-from vmtoken.iso7816.status import StatusWord, StatusWordError
+from vmtoken.iso7816.status import StatusWord
 from vmtoken.secret import SecretBytes
 
 _DEFAULT_LABEL = b"vmtoken"
@@ -142,19 +142,9 @@ class EapTlsIssuer:
             commands.put_data(self._card.channel, reference, data)
 
 
-@contextmanager
-def _refusals(meanings: dict[StatusWord, str]) -> Iterator[None]:
-    """Status words that have a meaning for the operator become `Conflict`, others `TokenUnavailable`."""
+def _refusals(meanings: dict[StatusWord, str]) -> AbstractContextManager[None]:
     known = {
         StatusWord.CONDITIONS_NOT_SATISFIED: "The card has no key yet; generate one first.",
         StatusWord.NOT_ENOUGH_MEMORY: "The card has no room for that; give fewer or shorter certificates.",
-        **meanings,
     }
-    with card_errors():
-        try:
-            yield
-        except StatusWordError as error:
-            meaning = known.get(error.status)
-            if meaning is None:
-                raise
-            raise Conflict(meaning) from error
+    return refusals({**known, **meanings})

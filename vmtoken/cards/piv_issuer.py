@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_der_publ
 
 from vmtoken.cards import piv_commands as commands
 from vmtoken.cards.codes import KeyAlgorithm
-from vmtoken.cards.misbehaviour import card_errors
+from vmtoken.cards.misbehaviour import refusals
 from vmtoken.cards.piv_codes import KEY_ALGORITHMS, Slot
 from vmtoken.cards.piv_key import PLACEHOLDER, SlotCertificate, SlotKey
 from vmtoken.cards.piv_management import authenticate, candidates
@@ -21,7 +21,7 @@ from vmtoken.cards.piv_session import NO_SUCH_KEY, PivSession
 from vmtoken.csr import KeyElsewhere, certificate_request, check_chain
 from vmtoken.errors import Conflict, PinMissing
 from vmtoken.iso7816.connection import CardConnection
-from vmtoken.iso7816.status import StatusWord, StatusWordError
+from vmtoken.iso7816.status import StatusWord
 from vmtoken.secret import SecretBytes
 from vmtoken.tls.certificates import TrustStore
 from vmtoken.tls.codes import SignatureScheme
@@ -94,12 +94,11 @@ class PivIssuer:
         meaning = f"The card makes no {algorithm.name} keys; choose another algorithm."
         if identifier is None:
             raise Conflict(meaning)
-        refusals = dict.fromkeys((StatusWord.WRONG_DATA, StatusWord.FUNCTION_NOT_SUPPORTED), meaning)
-        with self._refusals(refusals):
+        with _refusals(dict.fromkeys((StatusWord.WRONG_DATA, StatusWord.FUNCTION_NOT_SUPPORTED), meaning)):
             self._card.verify_pin(self._slot)
             info = commands.generate_asymmetric_key_pair(self._card.channel, self._slot, identifier)
         key = self._key_of(info)
-        with self._refusals({}):
+        with _refusals({}):
             self._put_certificate(self._placeholder(key))
         return info
 
@@ -110,7 +109,7 @@ class PivIssuer:
     def certificate_request(self, subject: str, dns_names: Sequence[str] = ()) -> bytes:
         """PKCS#10, DER, signed by the card; `subject` as in RFC 4514."""
         key = self._known_key()
-        with self._refusals(dict.fromkeys(NO_SUCH_KEY, _STALE.format(slot=self._slot))):
+        with _refusals(dict.fromkeys(NO_SUCH_KEY, _STALE.format(slot=self._slot))):
             return certificate_request(
                 key.public_key_info, key.schemes, self._signer(key), subject, dns_names
             )
@@ -122,12 +121,11 @@ class PivIssuer:
         The leaf goes to the card if its management key is known; it has to if another key's is there.
         """
         key = self._key_of_leaf(chain)
-        refusals = dict.fromkeys(NO_SUCH_KEY, _OTHER_KEY.format(slot=self._slot))
-        with self._refusals(refusals):
+        with _refusals(dict.fromkeys(NO_SUCH_KEY, _OTHER_KEY.format(slot=self._slot))):
             self._prove(key)
         if self._may_change or self._holds_another_key(key):
             self._require_management()
-            with self._refusals({}):
+            with _refusals({}):
                 self._put_certificate(chain[0])
 
     def install_trust_anchors(self, anchors: Sequence[bytes]) -> None:
@@ -141,7 +139,7 @@ class PivIssuer:
         """The card has no command for it: a fresh key takes the place of the old one and its certificate."""
         self._require_management()
         identifier = KEY_ALGORITHMS[KeyAlgorithm.ECDSA_P256]
-        with self._refusals({}):
+        with _refusals({}):
             commands.generate_asymmetric_key_pair(self._card.channel, self._slot, identifier)
             self._put_certificate(b"")
 
@@ -157,7 +155,7 @@ class PivIssuer:
             )
 
     def _certificate(self) -> SlotCertificate | None:
-        with self._refusals({}):
+        with _refusals({}):
             return self._card.certificate(self._slot)
 
     def _holds_another_key(self, key: SlotKey) -> bool:
@@ -225,19 +223,7 @@ class PivIssuer:
         value = encode_certificate(certificate) if certificate else b""
         commands.put_data(self._card.channel, self._slot.certificate_tag, value)
 
-    @contextmanager
-    def _refusals(self, meanings: Mapping[StatusWord, str]) -> Iterator[None]:
-        """Status words that have a meaning for the operator become `Conflict`, others `TokenUnavailable`."""
-        known = {
-            StatusWord.NOT_ENOUGH_MEMORY: _NO_ROOM,
-            StatusWord.WRONG_LENGTH: _NO_ROOM,
-            **meanings,
-        }
-        with card_errors():
-            try:
-                yield
-            except StatusWordError as error:
-                meaning = known.get(error.status)
-                if meaning is None:
-                    raise
-                raise Conflict(meaning) from error
+
+def _refusals(meanings: Mapping[StatusWord, str]) -> AbstractContextManager[None]:
+    no_room = dict.fromkeys((StatusWord.NOT_ENOUGH_MEMORY, StatusWord.WRONG_LENGTH), _NO_ROOM)
+    return refusals({**no_room, **meanings})

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from vmtoken.cards import pins
+from vmtoken.cards.misbehaviour import refusals
 from vmtoken.cards.piv_codes import Reference
 from vmtoken.cards.piv_session import USER_PIN, PivSession
-from vmtoken.errors import Conflict, InvalidRequest, PinBlocked
+from vmtoken.errors import InvalidRequest, PinBlocked
 from vmtoken.iso7816 import commands as iso7816
 from vmtoken.iso7816.channel import CardChannel
 from vmtoken.iso7816.connection import CardConnection
@@ -85,10 +86,8 @@ def _check_new_pin(pin: SecretBytes) -> None:
 
 @contextmanager
 def _session(connection: CardConnection, *, t0: bool) -> Iterator[PivSession]:
-    with closing(PivSession(connection, None, t0=t0)) as card, card.closed_on_error():
-        try:
-            yield card
-        except StatusWordError as error:
-            if error.status not in _REFUSED_NEW_PIN:
-                raise
-            raise Conflict(PIN_RULE) from error
+    with (
+        closing(PivSession(connection, None, t0=t0)) as card,
+        refusals(dict.fromkeys(_REFUSED_NEW_PIN, PIN_RULE)),
+    ):
+        yield card

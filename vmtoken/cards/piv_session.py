@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from vmtoken.cards import pins
 from vmtoken.cards import piv_commands as commands
 from vmtoken.cards import piv_objects as objects
-from vmtoken.cards.misbehaviour import NONSENSE, unavailable
+from vmtoken.cards.misbehaviour import closed_on_error
 from vmtoken.cards.pins import CardPin
 from vmtoken.cards.piv_codes import DataObject, PinPolicy, Reference, Slot
 from vmtoken.cards.piv_key import SlotCertificate, SlotKey
 from vmtoken.cards.piv_objects import ApplicationTemplate
-from vmtoken.errors import TokenUnavailable, VmTokenError
+from vmtoken.errors import TokenUnavailable
 from vmtoken.iso7816.channel import CardChannel
 from vmtoken.iso7816.connection import CardConnection
 from vmtoken.iso7816.status import StatusWord, StatusWordError
@@ -102,17 +101,9 @@ class PivSession:
         self._restore(key.slot)
         return self._signature(key, challenge)
 
-    @contextmanager
-    def closed_on_error(self) -> Iterator[None]:
+    def closed_on_error(self) -> AbstractContextManager[None]:
         """A card that is gone or makes no sense is closed, and `TokenUnavailable`."""
-        try:
-            yield
-        except VmTokenError:
-            self.close()
-            raise
-        except NONSENSE as error:
-            self.close()
-            raise unavailable(error) from error
+        return closed_on_error(self.close)
 
     def close(self) -> None:
         """Give the connection back. May be called twice."""
