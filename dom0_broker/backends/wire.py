@@ -33,6 +33,9 @@ class Call(Struct, frozen=True, array_like=True):
     method: str
     arguments: Sequence[Any]
 
+    def __repr__(self) -> str:
+        return f"Call({self.method!r})"  # an APDU may hold a PIN
+
 
 class Failure(Struct, frozen=True, array_like=True):
     """A `VmTokenError` on its way."""
@@ -57,6 +60,9 @@ class Answer(Struct, frozen=True, array_like=True):
 
     value: Any = None
     failure: Failure | None = None
+
+    def __repr__(self) -> str:
+        return f"Answer({self.failure})"  # an APDU may hold a key block
 
 
 class Event(Struct, frozen=True, array_like=True):

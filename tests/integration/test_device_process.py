@@ -17,7 +17,7 @@ import pytest
 
 from dom0_broker.backends.child import CONTROL_FD
 from dom0_broker.backends.process import DeviceProcess, NoAnswer, ProcessEnded
-from dom0_broker.backends.wire import Call, receive, send
+from dom0_broker.backends.wire import Answer, Call, receive, send
 from tests.support.waiting import wait_until
 from vmtoken.errors import PinRejected, TokenUnavailable, VmTokenError
 from vmtoken.secret import SecretBytes
@@ -51,6 +51,12 @@ def test_values_and_secrets_go_there_and_back(process: DeviceProcess) -> None:
     assert call(process, "echo", *values) == values
     assert call(process, "reverse", SecretBytes(b"1234")) == SecretBytes(b"4321")
     assert call(process, "echo", bytes(70_000)) == [bytes(70_000)]
+
+
+def test_messages_do_not_show_what_is_in_them() -> None:
+    """VERIFY has a PIN in it, the export of a key block has keys."""
+    assert repr(Call("transmit", [1, b"123456"])) == "Call('transmit')"
+    assert "123456" not in repr(Answer(b"123456"))
 
 
 def test_control_descriptor_is_not_left_to_grandchildren(process: DeviceProcess) -> None:

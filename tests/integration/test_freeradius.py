@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +14,7 @@ from vmtoken.cards.eap_peer import EapPeer
 from vmtoken.cards.profile import StartParameters
 from vmtoken.errors import TlsHandshakeFailed, TokenUnavailable
 
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(
-        shutil.which("freeradius") is None, reason="needs FreeRADIUS: apt-get install freeradius"
-    ),
-]
+pytestmark = pytest.mark.interop
 
 
 @pytest.fixture(params=["1.2", "1.3"], ids=lambda version: f"TLS {version}")

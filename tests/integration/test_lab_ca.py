@@ -18,7 +18,8 @@ from dom0_broker.ctl.files import UnusableFile
 from dom0_broker.ctl.lab_ca import MARK, REASONS, LabCa, serial_text
 from tests.support.pki import DAY, IdentityFiles, PrivateKey
 from tests.support.sentences import is_sentence
-from tests.support.servers import PROGRAMS, ServerOptions, tool
+from tests.support.servers import PROGRAMS, ServerOptions
+from tests.support.tools import tool
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

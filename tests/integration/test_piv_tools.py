@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,17 +20,15 @@ from dom0_broker.backends.software.backend import SoftwareBackend
 from dom0_broker.backends.software.piv_store import PivSecrets
 from tests.support.cards import NAME
 from tests.support.pcscd import Pcscd, pcscd
-from tests.support.piv import PivHolder, certified, personalised, piv_backend, piv_issuer
+from tests.support.piv import YUBIKEY_4_ATR, PivHolder, certified, personalised, piv_backend, piv_issuer
 from tests.support.pki import KeyKind, client_identity
+from tests.support.tools import tool
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv import PivCard
 from vmtoken.cards.piv_codes import Slot
 from vmtoken.secret import SecretBytes
 
 pytestmark = pytest.mark.pcsc
-
-YUBIKEY_4_ATR = bytes.fromhex("3BF81300008131FE15597562696B657934D4")
-"""OpenSC takes a PIV card for one that does ECDSA only by its ATR; this is one that it knows."""
 
 PIN, PUK, KEY = "123456", "12345678", "010203040506070801020304050607080102030405060708"
 """Those of the factory: some tools know no others for the management key."""
@@ -58,9 +55,7 @@ def runner(daemon: Pcscd, directory: Path) -> Run:
     environment = {**os.environ, **daemon.environment, "XDG_CACHE_HOME": str(directory), "LC_ALL": "C"}
 
     def run(*command: str, code: int | None = 0, env: dict[str, str] | None = None) -> str:
-        if shutil.which(command[0]) is None:
-            why = f"{command[0]} is not installed: run `make test`, which says what is missing"
-            pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+        tool(command[0])
         done = subprocess.run(
             command,
             env=environment | (env or {}),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.debian import NAMES, Package, run
-from tests.support.servers import tool
+from tests.support.tools import tool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -18,7 +18,8 @@ from dom0_broker.publisher import _parser as domains_parser
 from guest_agent.__main__ import _parser as agent_parser
 from guest_agent.cli.main import _parser as vmtoken_parser
 from tests.support.debian import run
-from tests.support.servers import ROOT, tool
+from tests.support.servers import ROOT
+from tests.support.tools import tool
 
 PARSERS = {
     "vmtoken-broker.8": broker_parser,

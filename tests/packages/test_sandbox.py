@@ -21,8 +21,9 @@ from tests.support.debian import run
 from tests.support.directories import short_directory
 from tests.support.pki import SERVER_NAME, server_identity
 from tests.support.processes import running
-from tests.support.servers import ROOT, tool
+from tests.support.servers import ROOT
 from tests.support.tls_peer import echo, server_context, tls_server
+from tests.support.tools import tool
 
 SANDBOX = ROOT / "tests/support/sandbox.py"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.debian import run
-from tests.support.servers import ROOT, tool
+from tests.support.servers import ROOT
+from tests.support.tools import tool
 
 SYSTEMD = ROOT / "deploy/systemd"
 UNITS = ("vmtoken-broker", "vmtoken-agent", "vmtoken-domains@")

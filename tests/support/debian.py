@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import ROOT, tool
+from tests.support.servers import ROOT
+from tests.support.tools import tool
 
 NAMES = ("vmtoken-common", "vmtoken-broker", "vmtoken-agent")
 PATIENCE = 900

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 
 from tests.support.pki import Identity
 from tests.support.processes import Child
+from tests.support.tools import tool
 
-FREERADIUS = shutil.which("freeradius") or "/usr/sbin/freeradius"
 SHARED_SECRET = b"loopback-only"
 
 _ANSWER_TIMEOUT = 10.0
@@ -130,7 +129,7 @@ def freeradius(directory: Path, server: Identity, version: str, fragment_size: i
             port=port,
         )
     )
-    command = [FREERADIUS, "-X", "-d", directory, "-n", "radiusd"]
+    command = [tool("freeradius"), "-X", "-d", directory, "-n", "radiusd"]
     server_process = Child(command, directory / "radiusd.log")
     try:
         server_process.wait_for("Ready to process requests")

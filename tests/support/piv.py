@@ -28,6 +28,9 @@ SECRETS = PivSecrets(
     puk=SecretBytes(b"87654321"),
     management_key=SecretBytes(bytes(range(32))),
 )
+YUBIKEY_4_ATR = bytes.fromhex("3BF81300008131FE15597562696B657934D4")
+"""OpenSC takes a PIV card for one that does ECDSA only by its ATR; this is one that it knows."""
+
 PIV = ElementOptions(applications=Applications.PIV)
 BOTH = ElementOptions(applications=Applications.EAP_TLS | Applications.PIV)
 

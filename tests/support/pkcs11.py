@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from dom0_broker.backends.base import Kept
@@ -22,9 +20,10 @@ from dom0_broker.backends.software.vpcd import VirtualCard
 from dom0_broker.engine import EngineToken
 from tests.support.directories import short_directory
 from tests.support.pcscd import VirtualReader, pcscd
-from tests.support.piv import PIV, SECRETS, PivHolder, piv_holder
+from tests.support.piv import PIV, SECRETS, YUBIKEY_4_ATR, PivHolder, piv_holder
 from tests.support.pki import Identity, KeyKind, Usage, pki, server_identity
 from tests.support.processes import running
+from tests.support.tools import lacks, tool
 from tests.support.waiting import wait_until
 from vmtoken.cards.codes import KeyAlgorithm
 from vmtoken.cards.piv_codes import Slot
@@ -39,9 +38,6 @@ P11_KIT_PROXY = LIBRARIES / "p11-kit-proxy.so"
 OPENSC = LIBRARIES / "opensc-pkcs11.so"
 TPM2 = LIBRARIES / "pkcs11/libtpm2_pkcs11.so"
 SPY = LIBRARIES / "pkcs11-spy.so"
-
-YUBIKEY_4_ATR = bytes.fromhex("3BF81300008131FE15597562696B657934D4")
-"""OpenSC takes a PIV card for one that does ECDSA only by its ATR; this is one that it knows."""
 
 PIN, SO_PIN, WRONG_PIN = b"1234", b"567890", b"9999"
 LABEL = "lab one"
@@ -265,23 +261,7 @@ def require(*paths: Path) -> None:
     """Libraries that the test needs."""
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        _lacks(", ".join(missing))
-
-
-def tool(name: str) -> str:
-    """A program that the test needs."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        _lacks(name)
-    assert found is not None
-    return found
-
-
-def _lacks(what: str) -> None:
-    why = f"{what} is not installed: run `make test`, which says what is missing"
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
+        lacks(", ".join(missing))
 
 
 def _not_asked(scheme: SignatureScheme, content: bytes) -> bytes:

@@ -17,7 +17,6 @@ import fcntl
 import functools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,11 +25,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
 from tests.support.conversations import Conversation, GnutlsEcho, Greeting, Http, ReversedLines, Stream
 from tests.support.pki import SERVER_NAME, IdentityFiles, KeyKind, server_identity
 from tests.support.processes import Child, ChildFailed, running
+from tests.support.tools import tool
 
 ROOT = Path(__file__).parents[2]
 OWN_PROGRAMS = ROOT / "tests/interop/programs"
@@ -303,17 +301,6 @@ def _build_go(source: Path, binary: Path) -> None:
         env={**os.environ, **offline, **cache},
         check=True,
     )
-
-
-def tool(name: str) -> str:
-    """A program of the environment or the system; without it the test is skipped, in CI it fails."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if found:
-        return found
-    why = f"{name} is not installed: run `make test`, which says what is missing"
-    if os.environ.get("CI"):
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 # What several need ------------------------------------------------------------------------------------

@@ -22,10 +22,10 @@ from vmtoken.iso7816.atr import AnswerToReset
     ids=["shortest", "vpcd", "YubiKey 4", "YubiKey 5", "OpenPGP card", "EstEID 2018"],
 )
 def test_atr_says_protocols_and_extended_apdus(
-    atr: str, protocols: tuple[int, ...] | None, historical: str | None, extended: bool
+    atr: str, protocols: tuple[int, ...], historical: str | None, extended: bool
 ) -> None:
     decoded = AnswerToReset.decode(bytes.fromhex(atr))
-    assert decoded.protocols == (protocols or (1,))
+    assert decoded.protocols == protocols
     assert decoded.extended_apdus is extended
     if historical is not None:
         assert decoded.historical == bytes.fromhex(historical)

@@ -9,9 +9,10 @@ import pytest
 
 from dom0_broker.backends.pkcs11.libraries import checked_library, libraries_of
 from dom0_broker.backends.pkcs11.uri import Pkcs11Uri
+from tests.support.tools import lacks
 from vmtoken.errors import InvalidRequest
 
-LIBC = Path("/usr/lib/os-release")
+ANY_FILE = Path("/usr/lib/os-release")
 """Any file of the system will do: nothing is loaded here."""
 
 
@@ -22,7 +23,7 @@ def uri(query: str) -> Pkcs11Uri:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file below directories that only root writes, unlike the one for temporary files."""
-    return LIBC.resolve()
+    return ANY_FILE.resolve()
 
 
 def test_module_path_is_taken_as_it_is(library: Path) -> None:
@@ -37,7 +38,7 @@ def test_without_a_module_all_configured_ones_are_looked_through(library: Path) 
 def test_module_name_has_no_prefix_and_no_suffix(name: str) -> None:
     softhsm = Path("/usr/lib/softhsm/libsofthsm2.so")
     if not softhsm.exists():
-        pytest.skip("SoftHSM is not installed")
+        lacks("SoftHSM")
     others = [Path("/usr/lib/x86_64-linux-gnu/opensc-pkcs11.so"), softhsm]
     assert libraries_of(uri(f"?module-name={name}"), others) == [softhsm.resolve()]
 
