@@ -6,7 +6,7 @@ Work on a card runs in the token's own thread, between two handshakes. Every cha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -87,7 +87,7 @@ class PinAdministration:
         """The other tokens that have the same PINs."""
         return self._pins.sharers(name)
 
-    async def sharers_of(self, uri: str) -> tuple[list[str], Collection[PinRole]]:
+    async def sharers_of(self, uri: str) -> tuple[list[str], list[PinRole]]:
         """The tokens that a new one would share its PINs with, and which the broker has."""
         holder = await asyncio.to_thread(self._elements.pin_holder, uri)
         return self._pins.sharers_of(holder)

@@ -87,9 +87,9 @@ class PinKeeper:
         """The other tokens that have the same PINs."""
         return [each for each in self._records.tokens(self._records.holder(token)) if each != token]
 
-    def sharers_of(self, holder: str) -> tuple[list[str], set[PinRole]]:
+    def sharers_of(self, holder: str) -> tuple[list[str], list[PinRole]]:
         """The tokens that have the PINs of a holder, and which of these are kept."""
-        kept = {role for role in PinRole if is_kept(self._records.held(holder, role))}
+        kept = [role for role in PinRole if is_kept(self._records.held(holder, role))]
         return self._records.tokens(holder), kept
 
     def find_holder(self, token: str, ask: Callable[[], str]) -> None:

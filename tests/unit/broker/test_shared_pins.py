@@ -109,7 +109,7 @@ def test_second_token_of_a_card_needs_no_pin(host: Host) -> None:
     host.start()
     assert host.open("b") == "open"
     assert host.keeper.sharers("a") == ["b"]
-    assert host.keeper.sharers_of(CARD) == (["a", "b"], {USER})
+    assert host.keeper.sharers_of(CARD) == (["a", "b"], [USER])
 
 
 def test_second_token_may_say_the_same_pin_and_no_other(host: Host) -> None:
