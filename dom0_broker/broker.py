@@ -15,6 +15,7 @@ from dom0_broker.inventory import Token, TokenState
 from dom0_broker.pool import Pool
 from dom0_broker.steps import MAX_TICKET, Outcome, StartRequest
 from vmtoken.errors import InvalidRequest, VmTokenError
+from vmtoken.tls.ocsp import UNPARSABLE
 from vmtoken.token import Assurance, HandshakeFailed, Resumption
 
 _UNREADABLE = "The token holds a certificate that cannot be read; the operator has to install another."
@@ -157,6 +158,6 @@ def _member_view(name: str, state: TokenState) -> TokenView:
     try:
         leaf = x509.load_der_x509_certificate(description.certificate_chain[0])
         subject, not_after = leaf.subject.rfc4514_string(), leaf.not_valid_after_utc
-    except ValueError:
+    except UNPARSABLE:
         return TokenView(name, description.assurance, _UNREADABLE, "", None)
     return TokenView(name, description.assurance, because, subject, not_after)

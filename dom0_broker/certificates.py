@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from vmtoken.errors import Conflict, InvalidRequest
+from vmtoken.tls.ocsp import UNPARSABLE
 
 _CLIENTS: Final = frozenset({ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE})
 
@@ -36,7 +37,7 @@ def identity_of(leaf: bytes) -> Identity:
     try:
         certificate = x509.load_der_x509_certificate(leaf)
         return Identity(certificate.subject, frozenset(_alternative_names(certificate)))
-    except ValueError as error:
+    except UNPARSABLE as error:
         raise InvalidRequest("The certificate is not X.509 in DER; give another file.") from error
 
 
@@ -62,7 +63,7 @@ def is_valid(leaf: bytes, now: datetime) -> bool:
     """Whether a certificate, DER, is within its dates; False too for one that cannot be read."""
     try:
         certificate = x509.load_der_x509_certificate(leaf)
-    except ValueError:
+    except UNPARSABLE:
         return False
     return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
@@ -125,7 +126,7 @@ def expiries(
 def _expiry(what: str, encoded: bytes, now: datetime, ahead: timedelta) -> Expiry | None:
     try:
         not_after, subject = _end(encoded)
-    except ValueError:
+    except UNPARSABLE:
         return None
     left = days_left(not_after, now)
     return Expiry(what, subject, not_after, left) if not_after - now <= ahead else None
@@ -143,7 +144,7 @@ def _parsed(chain: Sequence[bytes]) -> list[x509.Certificate]:
         raise InvalidRequest("The chain is empty; give at least the token's own certificate.")
     try:
         return [x509.load_der_x509_certificate(each) for each in chain]
-    except ValueError as error:
+    except UNPARSABLE as error:
         raise InvalidRequest("The chain is not X.509 in DER; give another file.") from error
 
 
@@ -180,5 +181,5 @@ def _alternative_names(certificate: x509.Certificate) -> Iterator[x509.GeneralNa
 def _extensions(certificate: x509.Certificate) -> list[x509.Extension[x509.ExtensionType]]:
     try:
         return list(certificate.extensions)
-    except ValueError as error:
+    except UNPARSABLE as error:
         raise InvalidRequest("The certificate has extensions that cannot be read; give another.") from error

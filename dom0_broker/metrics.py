@@ -29,6 +29,7 @@ from dom0_broker.inventory import Token
 from dom0_broker.pins import PinKeeper
 from dom0_broker.store import PinRecord, PinRole
 from dom0_broker.tally import BOUNDS, COMPLETE, Durations, Ending, Histogram
+from vmtoken.tls.ocsp import UNPARSABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,5 +264,5 @@ def _histogram(name: str, what: str, histograms: Iterable[tuple[str, Histogram]]
 def _not_after(leaf: bytes) -> float | None:
     try:
         return x509.load_der_x509_certificate(leaf).not_valid_after_utc.timestamp() if leaf else None
-    except ValueError:
+    except UNPARSABLE:
         return None

@@ -10,6 +10,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from vmtoken.tls.ocsp import UNPARSABLE
+
 
 class UnusableFile(Exception):
     """A file that cannot be read or is not what was asked for; the message is one sentence."""
@@ -28,7 +30,7 @@ def read_certificates(path: Path) -> list[bytes]:
             certificates = x509.load_pem_x509_certificates(content)
         else:
             certificates = [x509.load_der_x509_certificate(content)]
-    except ValueError as error:
+    except UNPARSABLE as error:
         raise UnusableFile(f"{path}: holds no certificates in PEM or DER.") from error
     return [certificate.public_bytes(Encoding.DER) for certificate in certificates]
 

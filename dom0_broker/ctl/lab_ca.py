@@ -17,7 +17,6 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -30,6 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dom0_broker.backends.software.files import write_atomically
 from dom0_broker.ctl.files import UnusableFile, write_private
+from vmtoken.tls.ocsp import UNPARSABLE
 
 MARK: Final = "LAB CA, NOT FOR PRODUCTION"
 """In the name of every such CA, so that nobody trusts one by mistake."""
@@ -232,7 +232,7 @@ def _checked_request(untrusted_request: bytes) -> x509.CertificateSigningRequest
     try:
         request = x509.load_der_x509_csr(untrusted_request)
         key, signed, names = request.public_key(), request.is_signature_valid, _alternative_names(request)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNPARSABLE as error:
         raise UnusableFile("The certificate request is not PKCS#10, or of an unknown kind.") from error
     if not signed:
         raise UnusableFile("The certificate request is not signed with its own key.")

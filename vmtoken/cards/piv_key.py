@@ -15,6 +15,7 @@ from vmtoken.codec import DecodeError
 from vmtoken.emsa import encoded_message
 from vmtoken.tls.codes import SignatureScheme
 from vmtoken.tls.errors import BadCertificate
+from vmtoken.tls.ocsp import UNPARSABLE
 from vmtoken.tls.signatures import PublicKey
 
 _ECDSA_HASHES = {
@@ -84,7 +85,7 @@ class SlotCertificate:
         try:
             certificate = x509.load_der_x509_certificate(untrusted_octets)
             public = PublicKey.of(certificate)
-        except (ValueError, BadCertificate) as error:
+        except (*UNPARSABLE, BadCertificate) as error:
             raise DecodeError(f"the certificate of slot {slot} cannot be read") from error
         is_placeholder = certificate.subject == PLACEHOLDER == certificate.issuer
         return cls(untrusted_octets, SlotKey.of(slot, public), is_placeholder)

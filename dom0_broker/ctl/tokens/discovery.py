@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from cryptography import x509
-
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.output import Row, moment, say, show_rows
 from dom0_broker.ctl.tokens.arguments import Commands, named
+from dom0_broker.ctl.tokens.readable import readable
 from vmtoken.errors import TokenUnavailable
 from vmtoken.v1 import admin_service_pb2 as pb
 
@@ -49,7 +48,7 @@ async def _reset(arguments: argparse.Namespace) -> None:
 
 
 def _row(found: pb.FoundToken) -> Row:
-    leaf = x509.load_der_x509_certificate(found.certificate) if found.certificate else None
+    leaf = readable(found.certificate)
     return {
         "uri": found.uri,
         "place": found.place,

@@ -18,6 +18,7 @@ from dom0_broker.ctl.lab_ca import LONGEST_LEAF, REASONS, LabCa, serial_text
 from dom0_broker.ctl.output import say, show_facts
 from dom0_broker.ctl.tokens.arguments import Commands, named
 from dom0_broker.ctl.tokens.personalisation import ALGORITHMS, add_algorithm, add_names, install
+from dom0_broker.ctl.tokens.readable import readable
 from vmtoken.errors import InvalidRequest
 from vmtoken.v1 import admin_service_pb2 as pb
 
@@ -96,6 +97,8 @@ async def _enroll(arguments: argparse.Namespace) -> None:
 
 async def _renew(arguments: argparse.Namespace) -> None:
     ca = LabCa.load(arguments.ca) if arguments.ca else None
+    if arguments.csr:
+        arguments.csr.touch()  # a place that cannot be written is found before a new key is made
     if arguments.new_key and not arguments.force:
         _confirm(
             f"Token '{arguments.name}' has no certificate from now until the new one is installed. Go on?"
@@ -125,6 +128,8 @@ async def _generate_key(arguments: argparse.Namespace) -> None:
 
 
 async def _retire(arguments: argparse.Namespace) -> None:
+    if arguments.ca is not None:
+        LabCa.load(arguments.ca)  # a slip is found before the key is gone
     async with admin(arguments) as broker:
         if not arguments.force:
             await _confirm_retirement(broker, arguments.name)
@@ -132,8 +137,8 @@ async def _retire(arguments: argparse.Namespace) -> None:
         answer = await broker.RetireToken(request)
     what = "its key is destroyed" if answer.token.key_destroyed else "its key is NOT destroyed"
     say(f"Token '{arguments.name}' is retired; {what}. {answer.key_stays_because}".rstrip())
-    if answer.token.certificate:
-        _end_certificate(answer.token.certificate, arguments)
+    if leaf := readable(answer.token.certificate):
+        _end_certificate(leaf, arguments)
 
 
 async def _confirm_retirement(broker: AdminServiceAsyncStub, name: str) -> None:
@@ -142,9 +147,8 @@ async def _confirm_retirement(broker: AdminServiceAsyncStub, name: str) -> None:
     _confirm(f"Token '{name}' ({token.uri}) and its key will be gone for good.{bound} Go on?")
 
 
-def _end_certificate(certificate: bytes, arguments: argparse.Namespace) -> None:
+def _end_certificate(leaf: x509.Certificate, arguments: argparse.Namespace) -> None:
     """Revoke it, or say how."""
-    leaf = x509.load_der_x509_certificate(certificate)
     if arguments.ca is not None:
         line = revoked(arguments.ca, leaf.serial_number, arguments.reason, days(CRL_DAYS))
         say(f"Certificate {line.serial} is revoked; servers need {arguments.ca / 'crl.pem'}.")

@@ -15,6 +15,7 @@ from dom0_broker.ctl.lab_ca import serial_text
 from dom0_broker.ctl.output import Row, moment, say, show_facts, show_rows
 from dom0_broker.ctl.tokens.arguments import Commands, named
 from dom0_broker.ctl.tokens.pin_states import pin_line, tries
+from dom0_broker.ctl.tokens.readable import readable
 from vmtoken.rpc.convert import assurance_from_pb
 from vmtoken.v1 import admin_service_pb2 as pb
 from vmtoken.v1 import token_pb2
@@ -99,7 +100,7 @@ def row(token: pb.TokenStatus) -> Row:
 
 
 def _certificate_facts(token: pb.TokenStatus) -> Row:
-    chain = [x509.load_der_x509_certificate(each) for each in token.certificates]
+    chain = [readable(each) for each in token.certificates]
     leaf = chain[0] if chain else None
     return {
         "subject": leaf.subject.rfc4514_string() if leaf else "",
@@ -110,7 +111,7 @@ def _certificate_facts(token: pb.TokenStatus) -> Row:
         "not_before": moment(leaf.not_valid_before_utc) if leaf else "",
         "not_after": moment(leaf.not_valid_after_utc) if leaf else "",
         "days_left": days_left(leaf.not_valid_after_utc, datetime.now(UTC)) if leaf else None,
-        "chain": [each.subject.rfc4514_string() for each in chain],
+        "chain": [each.subject.rfc4514_string() if each else "unreadable" for each in chain],
         "trust_anchors": len(token.trust_anchors) or None,
     }
 
@@ -122,7 +123,7 @@ def _use(use: pb.TokenUse) -> str:
 
 
 def _retired_row(token: pb.RetiredToken) -> Row:
-    leaf = x509.load_der_x509_certificate(token.certificate) if token.certificate else None
+    leaf = readable(token.certificate)
     return {
         "name": token.name,
         "uri": token.uri,

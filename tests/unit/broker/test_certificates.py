@@ -9,11 +9,23 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from dom0_broker.certificates import check_chain, days_left, expiries, identity_of, is_valid, names_to_renew
+from dom0_broker.ctl.tokens.readable import readable
 from tests.support.pki import DAY, NOW, Identity, Usage, client_identity, pki
 from tests.support.sentences import is_sentence
 from vmtoken.errors import Conflict, InvalidRequest
 
 SOON = timedelta(days=30)
+
+
+def unreadable_certificates() -> list[bytes]:
+    """What `cryptography` has errors of its own for: version 8, and one extension twice."""
+    leaf = client_identity().chain_der[0]
+    version, key_usage, names = (bytes.fromhex(each) for each in ("A003020102", "0603551D0F", "0603551D11"))
+    assert {version, key_usage, names} == {each for each in (version, key_usage, names) if each in leaf}
+    return [leaf.replace(version, bytes.fromhex("A003020107")), leaf.replace(key_usage, names)]
+
+
+UNREADABLE = unreadable_certificates()
 
 
 def issued(name: str = "web01", **options: object) -> Identity:
@@ -36,10 +48,18 @@ def test_another_subject_or_another_name_is_another_identity(other: Identity) ->
     assert identity_of(other.chain_der[0]) != identity_of(client_identity().chain_der[0])
 
 
-@pytest.mark.parametrize("garbage", [b"", b"nonsense", client_identity().chain_der[0][:-1]])
+@pytest.mark.parametrize("garbage", [b"", b"nonsense", client_identity().chain_der[0][:-1], *UNREADABLE])
 def test_what_is_no_certificate_has_no_identity(garbage: bytes) -> None:
     with pytest.raises(InvalidRequest):
         identity_of(garbage)
+
+
+@pytest.mark.parametrize("unreadable", UNREADABLE)
+def test_certificate_that_cannot_be_read_stops_nobody_who_looks_at_all_tokens(unreadable: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        check_chain([unreadable], NOW)
+    assert expiries([unreadable], [unreadable], NOW, timedelta(0)) == []
+    assert readable(unreadable) is None
 
 
 def test_good_chain_is_installed_without_a_word() -> None:
