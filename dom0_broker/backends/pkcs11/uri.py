@@ -114,6 +114,9 @@ class Pkcs11Uri:
 
 
 def _put_path(values: dict[str, Any], name: str, value: bytes) -> None:
+    _refuse_pin(name)
+    if name in _QUERY:
+        raise _wrong(f"the attribute '{name}' belongs behind a question mark")
     known = _PATH.get(name)
     if _field(name) in values or name in values["vendor"]:
         raise _wrong(f"the attribute '{name}' is there twice")
@@ -124,11 +127,7 @@ def _put_path(values: dict[str, Any], name: str, value: bytes) -> None:
 
 
 def _put_query(values: dict[str, Any], name: str, value: bytes) -> None:
-    if name == "pin-value":
-        raise InvalidRequest(
-            "A PIN does not belong into a PKCS#11 URI, where everybody reads it (pin-value): use pin-source, "
-            "or 'vmtokenctl token pin set'."
-        )
+    _refuse_pin(name)
     known = _QUERY.get(name)
     if known is None:
         values["vendor_query"] += ((name, _text(name, value)),)
@@ -186,6 +185,14 @@ def _field(name: str) -> str:
 
 def _encoded(pairs: Any, free: str) -> list[str]:
     return [f"{name}={quote(value, safe=free)}" for name, value in pairs]
+
+
+def _refuse_pin(name: str) -> None:
+    if name == "pin-value":
+        raise InvalidRequest(
+            "A PIN does not belong into a PKCS#11 URI, where everybody reads it (pin-value): use pin-source, "
+            "or 'vmtokenctl token pin set'."
+        )
 
 
 def _wrong(what: str) -> InvalidRequest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,6 +91,20 @@ def test_the_example_with_a_pin_in_it_is_refused_without_showing_it() -> None:
     text = "pkcs11:token=Software%20PKCS%2311%20softtoken;manufacturer=Snake%20Oil,%20Inc.?pin-value=the-pin"
     with pytest.raises(InvalidRequest, match="pin-source") as refused:
         Pkcs11Uri.parse(text)
+    assert "the-pin" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        ("pkcs11:token=a;pin-value=the-pin", "use pin-source"),
+        ("pkcs11:token=a;pin-source=file:pin", "'pin-source' belongs behind a question mark"),
+        ("pkcs11:token=a;module-name=softhsm2", "'module-name' belongs behind a question mark"),
+    ],
+)
+def test_query_that_begins_with_a_semicolon_is_not_taken_for_an_attribute(uri: str, complaint: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(complaint)) as refused:
+        Pkcs11Uri.parse(uri)
     assert "the-pin" not in refused.value.message
 
 
