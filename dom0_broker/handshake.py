@@ -120,9 +120,10 @@ class Attempt:
         while True:
             run = await self._admitted(pool, tried)
             tried.add(run.token.name)
-            others = bool(pool.candidates(tried))
-            answer = await self._first_step(run, others=others)
-            if not (others and isinstance(answer, _Failure) and self._is_of_the_card(answer.error)):
+            answer = await self._first_step(run, others=bool(pool.candidates(tried)))
+            if not (isinstance(answer, _Failure) and self._is_of_the_card(answer.error)):
+                return self._concluded(run, answer)
+            if not pool.candidates(tried):  # asked again: one may have turned out to be a stranger meanwhile
                 return self._concluded(run, answer)
             self._leave(run, answer.error)
 

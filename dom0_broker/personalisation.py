@@ -23,7 +23,7 @@ from dom0_broker.pins import PinKeeper
 from dom0_broker.pool import check_replacement
 from dom0_broker.store import PinRole, Store, TokenRecord
 from vmtoken.cards.codes import KeyAlgorithm
-from vmtoken.errors import AlreadyExists, Conflict, TokenNotReady
+from vmtoken.errors import AlreadyExists, Conflict, NotFound, TokenNotReady
 from vmtoken.secret import SecretBytes
 
 __all__ = ["KeyAlgorithm", "TokenAdministration"]
@@ -104,7 +104,7 @@ class TokenAdministration:
             token = self._desk.inventory.token(name)
             if self._desk.inventory.vms_of(name):
                 raise Conflict(f"Token '{name}' is bound to a VM; unbind it first.")
-            await self._desk.inventory.remove_token(name)
+            await self._desk.inventory.remove_token(name, NotFound(f"Token '{name}' was removed."))
             try:
                 await asyncio.to_thread(self._unmake, token.record, destroy)
             except BaseException:

@@ -99,8 +99,11 @@ class TokenWorker:
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())
 
     def look_again(self, is_present: Callable[[], bool]) -> None:
-        """Cards came or went: give up an open one that is gone, open at once one that could not be had."""
-        if not self._stopped:
+        """Cards came or went: give up an open one that is gone, open at once one that could not be had.
+
+        Nothing while the card hangs: when it comes back it is opened anew in any case.
+        """
+        if not (self._stopped or self._hung):
             posted = self._enqueue(lambda: self._card.look_again(is_present))
             posted.add_done_callback(lambda future: future.cancelled() or future.exception())
 

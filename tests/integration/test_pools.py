@@ -308,6 +308,28 @@ async def test_stranger_that_nobody_had_seen_is_not_used_when_it_is_opened(tmp_p
     assert token.completed == 0
 
 
+async def test_stranger_that_is_opened_while_another_card_fails_is_not_used(tmp_path: Path) -> None:
+    cards, goes_on = Cards(), threading.Event()
+
+    def fail_later() -> None:
+        goes_on.wait(20)
+        gone()
+
+    cards.script("card-1").before["start"] = fail_later
+    stranger = cards.script("card-2")
+    stranger.before["open"] = gone
+    async with pool(broker_config(tmp_path), cards) as (app, stub):
+        handshake = asyncio.create_task(Stream(stub).handshake())
+        stranger.before.clear()
+        stranger.certificate_chain = client_identity(name="web02").chain_der
+        (_, token) = app._desk.inventory.tokens()
+        await until(lambda: token.problem is None)
+        goes_on.set()
+        answer = await handshake
+    assert answer.failure.error.reason == "TOKEN_UNAVAILABLE"
+    assert (token.completed, token.failed) == (0, 0)
+
+
 async def test_quota_and_deadline_hold_for_a_pool_as_for_a_token(tmp_path: Path) -> None:
     config = broker_config(tmp_path, vm_handshakes=3)
     async with pool(config, Cards()) as (_, stub):
