@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from dom0_broker.ctl.arguments import number_to
 from dom0_broker.ctl.files import UnusableFile, read_certificates, read_request
 from dom0_broker.ctl.lab_ca import LONGEST_CA, LONGEST_LEAF, REASONS, Issued, LabCa
 from dom0_broker.ctl.output import Row, moment, say, show_rows
@@ -57,7 +57,7 @@ def add_days(parser: argparse.ArgumentParser, default: int, most: int, what: str
     """The option that says for how long."""
     parser.add_argument(
         "--days",
-        type=_days(most),
+        type=lambda text: days(number_to(most)(text)),
         default=days(default),
         metavar="N",
         help=f"days {what}, {most} at most (default: {default})",
@@ -67,15 +67,6 @@ def add_days(parser: argparse.ArgumentParser, default: int, most: int, what: str
 def days(number: int) -> timedelta:
     """So many."""
     return timedelta(days=number)
-
-
-def _days(most: int) -> Callable[[str], timedelta]:
-    def parsed(text: str) -> timedelta:
-        if not (text.isdecimal() and 1 <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from 1 to {most}")
-        return days(int(text))
-
-    return parsed
 
 
 def revoked(directory: Path, serial: int, reason: str, validity: timedelta) -> Issued:

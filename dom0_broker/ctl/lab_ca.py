@@ -51,6 +51,9 @@ _SKEW: Final = timedelta(hours=1)
 
 _MIN_RSA_BITS: Final = 2048
 
+_LONGEST_NAME: Final = 64
+"""Characters of a common name (RFC 5280 appendix A.1, ub-common-name)."""
+
 
 class Issued(msgspec.Struct, frozen=True):
     """A line of the index."""
@@ -85,7 +88,7 @@ class LabCa:
         if (directory / "ca.key").exists():
             raise UnusableFile(f"{directory}: holds a CA already; name another directory.")
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} ({MARK})")])
+        subject = _common_name(f"{name} ({MARK})")
         builder = _builder(subject, subject, now, now + lifetime).public_key(key.public_key())
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(ca=True), critical=True)
@@ -125,8 +128,8 @@ class LabCa:
     def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta) -> x509.Certificate:
         """A new key and certificate for a trial server: server.pem and server.key in the directory."""
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         alternatives = x509.SubjectAlternativeName([_general_name(each) for each in names])
+        subject = _common_name(names[0])
         builder = self._leaf_builder(subject, now, lifetime).public_key(key.public_key())
         builder = builder.add_extension(alternatives, critical=False)
         certificate = self._issue(builder, ExtendedKeyUsageOID.SERVER_AUTH)
@@ -281,10 +284,20 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
+def _common_name(name: str) -> x509.Name:
+    if not 1 <= len(name) <= _LONGEST_NAME:
+        raise UnusableFile(f"The name '{name}' is too long for a certificate; {_LONGEST_NAME} characters go.")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
 def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        if not name or not name.isascii():
+            raise UnusableFile(
+                f"The name '{name}' is none of a server; write an international one in its xn-- form."
+            ) from None
         return x509.DNSName(name)
 
 

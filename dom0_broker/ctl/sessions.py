@@ -8,6 +8,7 @@ from datetime import UTC
 from pathlib import Path
 
 from dom0_broker.audit import verify
+from dom0_broker.ctl.arguments import number_to
 from dom0_broker.ctl.connection import admin, config_of
 from dom0_broker.ctl.files import read_certificates
 from dom0_broker.ctl.output import Row, moment, say, show_facts, show_rows
@@ -27,7 +28,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     group = commands.add_parser("session", help="handshakes").add_subparsers(required=True, metavar="COMMAND")
     latest = group.add_parser("list", help="the latest handshakes, newest first")
     latest.add_argument("--vm", default="", help="only of this VM")
-    latest.add_argument("--limit", type=int, default=50)
+    latest.add_argument("--limit", type=number_to(1000), default=50, help="how many at most (default: 50)")
     latest.set_defaults(run=_list)
     group = commands.add_parser("policy", help="rules").add_subparsers(required=True, metavar="COMMAND")
     test = group.add_parser("test", help="which rule decides; exit code 1 when it denies")

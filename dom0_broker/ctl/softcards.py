@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import getpass
 import os
 import secrets
 import string
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,7 +20,9 @@ from dom0_broker.backends.software.element import Applications, ElementOptions
 from dom0_broker.backends.software.piv_store import PivSecrets
 from dom0_broker.backends.software.sealing import load_sealing_key
 from dom0_broker.backends.software.vpcd import DEFAULT_PORT, VirtualCard
+from dom0_broker.ctl.arguments import number_to
 from dom0_broker.ctl.output import say
+from dom0_broker.ctl.prompts import has_terminal, secret
 from vmtoken.errors import InvalidRequest, TokenNotFound, TokenUnavailable, VmTokenError
 from vmtoken.iso7816.atr import AnswerToReset
 from vmtoken.secret import SecretBytes
@@ -45,7 +45,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="put a software card into a reader of pcscd's vpcd until Ctrl-C; it is made if there is none",
     )
     serve.add_argument(
-        "--port", type=int, default=DEFAULT_PORT, help="of the reader's slot (default: %(default)s)"
+        "--port",
+        type=number_to(65535),
+        default=DEFAULT_PORT,
+        help="of the reader's slot (default: %(default)s)",
     )
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     serve.add_argument("--directory", type=Path, default=_default_directory(), help="default: %(default)s")
@@ -67,7 +70,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     options = ElementOptions(
         arguments.applications, extended=arguments.apdus == "extended", t0=arguments.apdus == "t0"
     )
-    backend, serial = await asyncio.to_thread(_opened, arguments.directory, arguments.name, options)
+    backend, serial = _opened(arguments.directory, arguments.name, options)
     atr = arguments.atr or AnswerToReset.of_card(t0=options.t0, extended=options.extended).encode()
 
     def new_card() -> VirtualCard:
@@ -134,21 +137,22 @@ def _new_management_key() -> SecretBytes:
 
 def _new_secret(name: str, make: Callable[[], str]) -> SecretBytes:
     """As a person types it, twice, or made up and shown this once; from a pipe, the next line."""
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline().rstrip("\n")
+    if not has_terminal():
+        line = secret(name)
         if not line:
             raise InvalidRequest(
                 f"A new card needs a {name}: run this in a terminal, or give user PIN and operator PIN, and "
                 "for PIV the management key, as lines of standard input."
             )
-        return SecretBytes(line.encode())
-    typed = getpass.getpass(f"New {name} (Enter alone makes one up): ")
+        return SecretBytes(line)
+    typed = secret(f"New {name} (Enter alone makes one up)")
     if not typed:
-        typed = make()
-        _show_once(f"The {name} is {typed}; note it, it is not shown again.")
-    elif getpass.getpass(f"The {name} again: ") != typed:
+        made = make()
+        _show_once(f"The {name} is {made}; note it, it is not shown again.")
+        return SecretBytes(made.encode())
+    if secret(f"The {name} again") != typed:
         raise InvalidRequest(f"The two entries of the {name} differ; begin again.")
-    return SecretBytes(typed.encode())
+    return SecretBytes(typed)
 
 
 def _digits(count: int) -> str:

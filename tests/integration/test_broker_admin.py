@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
+import select
 import signal
 import socket
 import ssl
@@ -377,6 +379,67 @@ def test_end_of_a_token_is_asked_for_at_the_terminal(home: Path, daemon: subproc
     said, code = at_the_terminal(home, "y", "token", "retire", "web")
     assert (code, "its key is destroyed" in said) == (0, True)
     assert json.loads(ctl(home, "token", "list", "--json")) == []
+
+
+def test_slip_in_a_command_is_a_sentence_and_costs_nothing(
+    home: Path, daemon: subprocess.Popen[bytes]
+) -> None:
+    ca = str(home / "lab-ca")
+    ctl(home, "ca", "init", ca)
+    ctl(home, "token", "create", "web")
+    ctl(home, "token", "enroll", "web", "--ca", ca, "--subject", "CN=web01")
+    leaf = shown(home, "web")["certificate_serial"]
+    nowhere = str(home / "nowhere" / "request.csr")
+    assert "nowhere" in ctl(home, "token", "renew", "web", "--csr", nowhere, "--new-key", "--force", code=1)
+    assert "no lab CA" in ctl(home, "token", "retire", "web", "--ca", str(home / "x"), "--force", code=1)
+    assert "hexadecimal" in ctl(home, "token", "add", "t", "pcsc:serial=zz", "--no-pin", code=1)
+    assert "pin-value" in ctl(home, "token", "add", "t", "pkcs11:token=a;pin-value=7531", "--no-pin", code=1)
+    assert "from 1 to 1000" in ctl(home, "session", "list", "--limit", "-1", code=2)
+    assert "from 1 to 1000" in ctl(home, "session", "list", "--limit", "9" * 5000, code=2)
+    assert shown(home, "web")["certificate_serial"] == leaf
+    assert json.loads(ctl(home, "token", "list", "--json"))[1:] == []
+    assert "7531" not in (home / "state" / "audit" / "audit.jsonl").read_text()
+
+
+def shown(home: Path, token: str) -> dict[str, object]:
+    facts: dict[str, object] = json.loads(ctl(home, "token", "show", token, "--json"))
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "said"), [("\x03", 130, ""), ("\x04", 1, "No answer was given; nothing was done.")]
+)
+def test_person_who_gives_no_pin_is_out_at_once(
+    home: Path, daemon: subprocess.Popen[bytes], key: str, code: int, said: str
+) -> None:
+    """Ctrl-C and Ctrl-D, as the first key at the question, on a terminal of the process's own."""
+    ctl(home, "token", "create", "web")
+    arguments = ["--config", str(home / "broker.toml"), "token", "pin", "set", "web"]
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, "-m", "dom0_broker.ctl", *arguments])
+    try:
+        output = shown_until(terminal, b"PIN: ")
+        os.write(terminal, key.encode())
+        output += shown_until(terminal, None)
+    finally:
+        os.kill(process, signal.SIGKILL)  # still there to be waited for, whether it has ended or not
+        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        os.close(terminal)
+    assert (status, said in output.decode(), b"Traceback" in output) == (code, True, False)
+
+
+def shown_until(terminal: int, prompt: bytes | None) -> bytes:
+    """What comes on a terminal, up to a prompt or the end."""
+    output = b""
+    while prompt is None or prompt not in output:
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, output
+        try:
+            output += os.read(terminal, 4096)
+        except OSError:  # EIO: nobody is at the other end any more
+            return output
+    return output
 
 
 def at_the_terminal(home: Path, answer: str, *arguments: str) -> tuple[str, int]:

@@ -128,6 +128,23 @@ def test_request_that_is_no_good_is_refused(ca: LabCa, request_: bytes, complain
     assert ca.issued() == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("x" * 65, "too long"), ("", "none of a server"), ("b\u00fccher.example", "xn--")]
+)
+def test_server_name_that_no_certificate_can_hold_is_refused(ca: LabCa, name: str, complaint: str) -> None:
+    with pytest.raises(UnusableFile, match=complaint) as refusal:
+        ca.issue_server([name], NOW, DAY)
+    assert is_sentence(str(refusal.value))
+    assert ca.issued() == ()
+    assert not (ca.directory / "server.key").exists()
+
+
+def test_ca_with_a_name_that_is_too_long_is_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(UnusableFile, match="too long"):
+        LabCa.create(tmp_path / "ca", "x" * 65, NOW, DAY)
+    assert not (tmp_path / "ca").exists()
+
+
 def test_names_alone_make_a_critical_extension(ca: LabCa) -> None:
     names = x509.SubjectAlternativeName([x509.DNSName("web01.example")])
     request = request_for(ec.generate_private_key(ec.SECP256R1()), "", [names])

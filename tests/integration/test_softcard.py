@@ -127,6 +127,7 @@ def test_served_piv_card_is_one_for_other_programs(
         (["--applications", "piv"], "123456\n87654321\n00\n", "has 16, 24 or 32 octets"),
         (["--applications", "piv"], "123456\n87654321\nxx\n", "not in hexadecimal digits"),
         (["--port", "1"], "1\n2\n", "A PIN has 4 to 8"),
+        (["--port", "65536"], "", "'65536' is not a number from 1 to 65535"),
         (["--atr", "3B"], "", "'3B' is no answer to reset"),
     ],
 )
@@ -138,7 +139,7 @@ def test_what_stops_a_softcard_is_said(
     pins: str,
     said: str,
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(pins))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pins.encode())))
     with contextlib.suppress(SystemExit):  # wrong usage
         assert main(["softcard", "serve", "--directory", str(tmp_path / "cards"), *arguments]) == 1
     assert said in capsys.readouterr().err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.files import read_certificates, request_pem
 from dom0_broker.ctl.lab_ca import LONGEST_LEAF, REASONS, LabCa, serial_text
 from dom0_broker.ctl.output import say, show_facts
+from dom0_broker.ctl.prompts import has_terminal, says_yes
 from dom0_broker.ctl.tokens.arguments import Commands, named
 from dom0_broker.ctl.tokens.personalisation import ALGORITHMS, add_algorithm, add_names, install
 from dom0_broker.ctl.tokens.readable import readable
@@ -163,9 +163,8 @@ def _signed(ca: LabCa, request: bytes, arguments: argparse.Namespace) -> bytes:
 
 def _confirm(question: str) -> None:
     """Raises `InvalidRequest` unless a person at a terminal says yes."""
-    if not sys.stdin.isatty():
+    if not has_terminal():
         why = question.rpartition(" Go on?")[0].rstrip(".")
         raise InvalidRequest(f"Nobody can be asked here; add --force if this is meant: {why}.")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if not says_yes(question):
         raise InvalidRequest("Nothing was done.")

@@ -6,9 +6,10 @@ import argparse
 
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.output import say, show_facts
+from dom0_broker.ctl.prompts import secret
 from dom0_broker.ctl.tokens.arguments import Commands, named
 from dom0_broker.ctl.tokens.listing import row
-from dom0_broker.ctl.tokens.pins import asked_pin, known_pins
+from dom0_broker.ctl.tokens.pins import known_pins
 from vmtoken.v1 import admin_service_pb2 as pb
 
 
@@ -26,7 +27,7 @@ def register(group: Commands) -> None:
 async def _add(arguments: argparse.Namespace) -> None:
     async with admin(arguments) as broker:
         known = await known_pins(broker, arguments.uri)
-        pin = b"" if arguments.no_pin or pb.PIN_ROLE_USER in known else asked_pin()
+        pin = b"" if arguments.no_pin or pb.PIN_ROLE_USER in known else secret("User PIN")
         request = pb.AddTokenRequest(name=arguments.name, uri=arguments.uri, user_pin=pin)
         response = await broker.AddToken(request)
     show_facts(row(response.token), as_json=arguments.json)

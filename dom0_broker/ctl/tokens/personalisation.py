@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.files import read_certificates, request_pem
 from dom0_broker.ctl.output import say, show_facts
+from dom0_broker.ctl.prompts import secret
 from dom0_broker.ctl.tokens.arguments import Commands, named
-from dom0_broker.ctl.tokens.pins import asked_pin, known_pins
+from dom0_broker.ctl.tokens.pins import known_pins
 from vmtoken.v1 import admin_service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ async def _create(arguments: argparse.Namespace) -> None:
         if existing and not arguments.no_pin:
             known = await known_pins(broker, arguments.uri)
             if pb.PIN_ROLE_USER not in known:
-                request.user_pin = asked_pin()
+                request.user_pin = secret("User PIN")
             if pb.PIN_ROLE_OPERATOR not in known:
-                request.operator_pin = asked_pin("Operator PIN or management key")
+                request.operator_pin = secret("Operator PIN or management key")
         response = await broker.CreateToken(request)
     facts = {"name": arguments.name, "uri": response.uri, "public_key": response.public_key.hex()}
     show_facts(facts, as_json=arguments.json)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dom0_broker.ctl.connection import admin
 from dom0_broker.ctl.output import say, show_rows
+from dom0_broker.ctl.prompts import has_terminal, secret
 from dom0_broker.ctl.tokens.arguments import Commands, named
 from dom0_broker.ctl.tokens.pin_states import pin_row
 from vmtoken.errors import InvalidRequest
@@ -48,13 +47,6 @@ def register(group: Commands) -> None:
     named(commands, "status", "what is known of its PINs").set_defaults(run=_status)
 
 
-def asked_pin(what: str = "User PIN") -> bytes:
-    """A PIN from the terminal, without echo, or the next line of a pipe."""
-    if sys.stdin.isatty():
-        return getpass.getpass(f"{what}: ").encode()
-    return sys.stdin.readline().rstrip("\n").encode()
-
-
 async def known_pins(broker: AdminServiceAsyncStub, uri: str) -> Sequence[pb.PinRole.ValueType]:
     """Which PINs of what is to be made a token the broker has, since it has another key of that card."""
     found = await broker.FindPinSharers(pb.FindPinSharersRequest(uri=uri))
@@ -70,8 +62,8 @@ def _quoted(names: Iterable[str]) -> str:
 
 def _new_pin() -> bytes:
     """Typed twice, since nobody sees it."""
-    pin = asked_pin("New user PIN")
-    if sys.stdin.isatty() and asked_pin("New user PIN again") != pin:
+    pin = secret("New user PIN")
+    if has_terminal() and secret("New user PIN again") != pin:
         raise InvalidRequest("The two PINs are not the same; nothing was done.")
     return pin
 
@@ -81,7 +73,7 @@ def _role(arguments: argparse.Namespace) -> pb.PinRole.ValueType:
 
 
 async def _set(arguments: argparse.Namespace) -> None:
-    pin = asked_pin("Operator PIN" if arguments.operator else "User PIN")
+    pin = secret("Operator PIN" if arguments.operator else "User PIN")
     request = pb.SetTokenPinRequest(
         name=arguments.name, pin=pin, role=_role(arguments), again=arguments.again
     )
@@ -109,7 +101,7 @@ async def _change(arguments: argparse.Namespace) -> None:
 
 
 async def _unblock(arguments: argparse.Namespace) -> None:
-    code = asked_pin("Operator PIN, PUK or SO PIN") if arguments.code else b""
+    code = secret("Operator PIN, PUK or SO PIN") if arguments.code else b""
     request = pb.UnblockTokenPinRequest(name=arguments.name, code=code, new_pin=_new_pin())
     async with admin(arguments) as broker:
         await broker.UnblockTokenPin(request)
