@@ -32,6 +32,7 @@ from tests.support.pkcs11 import (
     softhsm,
 )
 from tests.support.token_sessions import connect, start, talk
+from tests.support.waiting import wait_until
 from vmtoken.errors import InvalidRequest, PinRejected, TokenUnavailable, VmTokenError
 from vmtoken.secret import SecretBytes
 from vmtoken.token import HandshakeToken
@@ -70,10 +71,7 @@ def healed(opening: Callable[[], Result]) -> Result:
 def hang(pid: int) -> None:
     """Stop all threads of a process; the kernel takes its time."""
     os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 5.0
-    while any(" T " not in path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: all(" T " in path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")))
 
 
 def handshake(token: HandshakeToken) -> None:
@@ -90,6 +88,7 @@ def test_module_that_ends_in_a_handshake_ends_that_one_only(
     answer = server.receive(token.start(start(), lambda server: None).client_flight)
     before = pid_of(holder)
     os.kill(before, number)
+    wait_until(lambda: not Path(f"/proc/{before}").exists())
     with pytest.raises(TokenUnavailable, match=r"ended|opened anew"):
         token.process(answer)
     handshake(healed(holder.token))
