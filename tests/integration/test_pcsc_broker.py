@@ -39,7 +39,7 @@ from vmtoken.v1.token_service_pb2_grpc import TokenServiceStub
 
 pytestmark = pytest.mark.pcsc
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 
 
 @pytest.fixture
