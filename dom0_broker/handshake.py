@@ -144,9 +144,11 @@ class Attempt:
         return self._run
 
     async def _first_step(self, run: Run, *, others: bool) -> tuple[HandshakeStep, Cost] | _Failure:
-        start = run.start()
         patience = asyncio.get_running_loop().time() + OVERDUE if others else self._end
-        return await self._asked(run, lambda card: run.begin(card, start), min(self._end, patience))
+        deadline = min(self._end, patience)
+        await run.token.ticket_kept(deadline)
+        start = run.start()
+        return await self._asked(run, lambda card: run.begin(card, start), deadline)
 
     def _is_of_the_card(self, error: VmTokenError) -> bool:
         """Another card might do what this one did not, if there is time."""

@@ -174,14 +174,17 @@ class Run:
         return wanted
 
     def _take_ticket(self, token_session: bytes) -> None:
-        vm, loop = self._facts.vm.uuid, asyncio.get_running_loop()
+        """Nobody waits for it but the next handshake, which could resume the session."""
 
-        def take(card: HandshakeToken) -> None:
-            resumption = card.accept_ticket(token_session, b"")
+        def keep(taken: asyncio.Future[Resumption | None]) -> None:
+            if self.token.ticket is taken:
+                self.token.ticket = None
+            resumption = None if taken.cancelled() or taken.exception() else taken.result()
             if resumption is not None:
-                loop.call_soon_threadsafe(self._desk.sessions.keep, vm, self._purpose, resumption)
+                self._desk.sessions.keep(self._facts.vm.uuid, self._purpose, resumption)
 
-        self.token.worker.post(take)
+        self.token.ticket = self.token.worker.post(lambda card: card.accept_ticket(token_session, b""))
+        self.token.ticket.add_done_callback(keep)
 
     def drop_resumption(self) -> None:
         """In the event loop: do not try the same session again after a failure."""

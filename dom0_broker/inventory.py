@@ -26,7 +26,7 @@ from vmtoken.errors import (
     TokenUnavailable,
     VmTokenError,
 )
-from vmtoken.token import HandshakeToken, TokenDescription
+from vmtoken.token import HandshakeToken, Resumption, TokenDescription
 
 OpenToken = Callable[[TokenRecord], HandshakeToken]
 """Opens the card behind a token with its PIN; blocks; called in the token's thread."""
@@ -58,11 +58,18 @@ class Token:
     admission: Admission
     completed: int = 0
     failed: int = 0
+    ticket: asyncio.Future[Resumption | None] | None = None
+    """The latest session on its way from the card to those that can be resumed; None once it is there."""
 
     @property
     def name(self) -> str:
         """The token's own name."""
         return self.record.name
+
+    async def ticket_kept(self, deadline: float) -> None:
+        """Wait, until `deadline` (loop time), for a session that the next handshake could resume."""
+        if self.ticket is not None:
+            await asyncio.wait([self.ticket], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
 
     async def alone(self, work: Callable[[], Result]) -> Result:
         """Do something with the card while nobody has it open, for the operator, who waits as VMs do."""

@@ -93,10 +93,11 @@ class TokenWorker:
         """Do something beside the token, such as reading its counters; nothing if it is open."""
         await self._submit(lambda: None if self._card.is_open else job())
 
-    def post(self, job: Callable[[HandshakeToken], None]) -> None:
-        """Do something with the token if it is open, without waiting, such as an abort."""
+    def post(self, job: Callable[[HandshakeToken], Result]) -> asyncio.Future[Result | None]:
+        """Do something with the token if it is open; nobody has to wait for it, as for an abort."""
         posted = self._enqueue(lambda: self._card.use_if_open(job))
         posted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return posted
 
     def look_again(self, is_present: Callable[[], bool]) -> None:
         """Cards came or went: give up an open one that is gone, open at once one that could not be had.
@@ -232,9 +233,8 @@ class _Card:
                 self._lost(failure.error)
             raise
 
-    def use_if_open(self, job: Callable[[HandshakeToken], None]) -> None:
-        if self._token is not None:
-            self.use(job)
+    def use_if_open(self, job: Callable[[HandshakeToken], Result]) -> Result | None:
+        return None if self._token is None else self.use(job)
 
     def look_again(self, is_present: Callable[[], bool]) -> None:
         if self._token is not None:
