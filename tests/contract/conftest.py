@@ -11,22 +11,31 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cards import EAP_TLS_DIALECT, KINDS, CardKind, Dialect
-from tests.support.pcsc import PCSC_KINDS, AnyCard, PcscCardKind
+from tests.support.pcsc import (
+    PCSC_KINDS,
+    PCSC_PIV_KINDS,
+    AnyCard,
+    PcscCardKind,
+    PcscPivCard,
+    PcscPivKind,
+)
 from tests.support.piv import PIV_DIALECT, PIV_KINDS, PivHolder, PivKind
 from tests.support.signing_keys import SIGNING_KEYS, KeyHolder, SigningKeyKind
 from tests.support.tokens import TOKENS, TokenHolder, TokenKind
 
+AnyKind = CardKind | PcscCardKind | PivKind | PcscPivKind
 
-@pytest.fixture(scope="module", params=(*KINDS, *PCSC_KINDS, *PIV_KINDS), ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> CardKind | PcscCardKind | PivKind:
-    chosen: CardKind | PcscCardKind | PivKind = request.param
+
+@pytest.fixture(
+    scope="module", params=(*KINDS, *PCSC_KINDS, *PIV_KINDS, *PCSC_PIV_KINDS), ids=lambda kind: kind.name
+)
+def kind(request: pytest.FixtureRequest) -> AnyKind:
+    chosen: AnyKind = request.param
     return chosen
 
 
 @pytest.fixture(scope="module")
-def card(
-    kind: CardKind | PcscCardKind | PivKind, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[AnyCard]:
+def card(kind: AnyKind, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyCard]:
     with kind.card(tmp_path_factory.mktemp("elements")) as card:
         yield card
 
@@ -34,7 +43,7 @@ def card(
 @pytest.fixture(scope="module")
 def dialect(card: AnyCard) -> Dialect:
     """Commands of the application that the card has."""
-    return PIV_DIALECT if isinstance(card, PivHolder) else EAP_TLS_DIALECT
+    return PIV_DIALECT if isinstance(card, PivHolder | PcscPivCard) else EAP_TLS_DIALECT
 
 
 @pytest.fixture(scope="module", params=SIGNING_KEYS, ids=lambda kind: kind.name)

@@ -75,7 +75,7 @@ class PcscPivKind:
         return f"PC/SC, PIV slot {self.slot}, {self.kind}{', T=0' if self.options.t0 else ''}"
 
     @contextlib.contextmanager
-    def holder(self, directory: Path) -> Iterator[PcscPivCard]:
+    def card(self, directory: Path) -> Iterator[PcscPivCard]:
         """A card with one key and its certificate."""
         with (
             piv_holder(self.kind, self.slot, self.options, directory / "elements") as holder,
@@ -95,6 +95,11 @@ class PcscPivCard:
     backend: PcscBackend
     locator: str
     identity: Identity
+    is_exclusive: bool = True
+
+    def connect(self) -> SharedConnection:
+        """All of it: no other key of the card may be in use."""
+        return self.backend.connect(self.locator)
 
     def token(self) -> HandshakeToken:
         kept = Kept(tuple(self.identity.chain_der), (server_identity().root_der,))
@@ -114,7 +119,7 @@ def atr_of(options: ElementOptions) -> bytes:
     return AnswerToReset.of_card(t0=options.t0, extended=options.extended).encode()
 
 
-AnyCard = Card | PcscCard | PivHolder
+AnyCard = Card | PcscCard | PivHolder | PcscPivCard
 """What the suite of `CardConnection` connects to."""
 
 PCSC_KINDS = tuple(map(PcscCardKind, KINDS))

@@ -68,8 +68,7 @@ def _with_engine(kind: SigningKeyKind, directory: Path) -> Iterator[_WithEngine]
 
 
 TOKENS = (
-    *(TokenKind(kind.name, kind.card) for kind in (*KINDS, *PCSC_KINDS)),
-    *(TokenKind(kind.name, kind.holder) for kind in PCSC_PIV_KINDS),
+    *(TokenKind(kind.name, kind.card) for kind in (*KINDS, *PCSC_KINDS, *PCSC_PIV_KINDS)),
     *(
         TokenKind(f"engine, {kind.name}", functools.partial(_with_engine, kind), counts_traffic=False)
         for kind in SIGNING_KEYS
