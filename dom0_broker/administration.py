@@ -23,6 +23,7 @@ from dom0_broker.policy import Outcome, PolicyRequest, spki_sha256
 from dom0_broker.pool import Pool, check_same_identity
 from dom0_broker.store import BindingRecord, Store, VmRecord
 from vmtoken.errors import Conflict, InvalidRequest, VmTokenError
+from vmtoken.tls.ocsp import UNPARSABLE
 from vmtoken.token import Assurance
 
 
@@ -164,7 +165,7 @@ class VmAdministration:
         assurance = description.assurance if description else Assurance.SOFTWARE
         try:
             path = [spki_sha256(x509.load_der_x509_certificate(each)) for each in certificates]
-        except ValueError as error:
+        except UNPARSABLE as error:
             raise InvalidRequest("The certificates are not X.509 in DER.") from error
         request = PolicyRequest(vm, bound.name, assurance)
         return list(self._desk.policy().explain(request, server_name, path or None))
