@@ -16,6 +16,7 @@ from dom0_broker.pins import PinKeeper
 from dom0_broker.store import PinRole, TokenRecord
 from vmtoken.errors import (
     InvalidRequest,
+    NotFound,
     PinBlocked,
     PinMissing,
     PinRejected,
@@ -55,14 +56,22 @@ class Elements:
         """Made when first used, and once: a backend knows what it has open."""
 
     def open(self, record: TokenRecord) -> HandshakeToken:
-        """The card behind a token, with its user PIN. Called in the token's thread."""
-        with self._turn(record) as (backend, locator):
-            return self._pins.try_all(
-                record.name,
-                PinRole.USER,
-                lambda: backend.pin_state(locator),
-                lambda pin: backend.open(locator, pin, record.kept),
-            )
+        """The card behind a token, with its user PIN. Called in the token's thread.
+
+        Raises `TokenNotFound` for one that was removed or retired while a handshake waited for it.
+        """
+        try:
+            with self._turn(record) as (backend, locator):
+                return self._pins.try_all(
+                    record.name,
+                    PinRole.USER,
+                    lambda: backend.pin_state(locator),
+                    lambda pin: backend.open(locator, pin, record.kept),
+                )
+        except NotFound as error:  # the store's: it keeps no PINs for what it does not know
+            raise TokenNotFound(
+                f"Token '{record.name}' is not there any more; the operator has to bind another one."
+            ) from error
 
     @contextlib.contextmanager
     def issuing(self, record: TokenRecord) -> Iterator[TokenIssuer]:
