@@ -51,7 +51,7 @@ class TokenWorker:
         self._card = _Card(open_token, pin_refused, clock)
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._pending: set[_Job[Any]] = set()
-        self._hung = self._stopped = False
+        self._hung = self._stopped = self._looks_again = False
         self._busy_since: float | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._thread = threading.Thread(target=self._work, name=f"token {name}", daemon=True)
@@ -102,11 +102,13 @@ class TokenWorker:
     def look_again(self, is_present: Callable[[], bool]) -> None:
         """Cards came or went: give up an open one that is gone, open at once one that could not be had.
 
-        Nothing while the card hangs: when it comes back it is opened anew in any case.
+        While the card hangs one look waits for it, however much comes and goes meanwhile.
         """
-        if not (self._stopped or self._hung):
-            posted = self._enqueue(lambda: self._card.look_again(is_present))
-            posted.add_done_callback(lambda future: future.cancelled() or future.exception())
+        if self._stopped or (self._hung and self._looks_again):
+            return
+        self._looks_again = True
+        posted = self._enqueue(lambda: self._card.look_again(is_present))
+        posted.add_done_callback(self._looked_again)
 
     async def stop(self) -> bool:
         """Close the token and end the thread; False when the card hangs and the thread is left behind."""
@@ -174,6 +176,10 @@ class TokenWorker:
             self._card.drop()  # its state is unknown: the next job finds it reset
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._finished, job, result, failure)
+
+    def _looked_again(self, future: asyncio.Future[None]) -> None:
+        self._looks_again = False
+        _ = future.cancelled() or future.exception()  # the token's state shows what became of it
 
     def _hung_error(self) -> TokenUnavailable:
         seconds = f"{self._card_timeout:g}"
