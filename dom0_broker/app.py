@@ -101,10 +101,10 @@ class App:
             lambda scheme: backends(scheme, settings), self._pins, changed=self._events.changed
         )
         self._desk = self._new_desk(elements)
-        self._observer = Observer(self._desk, self._pins, self._started)
         self._probes = Probes(self._desk.inventory, self._clock)
         ahead = timedelta(days=config.certificates.warn_days)
         self._expiry = ExpiryWatch(self._desk.inventory, self._clock, ahead)
+        self._observer = Observer(self._desk, self._pins, self._expiry, self._started)
         self._broker = Broker(self._desk)
         self._ca = EnrolmentCa.of(self._store, safe, self._started)
         self.links = Links(self._broker, config)

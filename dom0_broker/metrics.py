@@ -24,6 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from dom0_broker.expiry import ExpiryWatch
 from dom0_broker.handshake import Desk
 from dom0_broker.inventory import Token
 from dom0_broker.pins import PinKeeper
@@ -47,6 +48,9 @@ class TokenSample:
     queue: int
     busy: bool
     leaf: bytes
+    expiring: int
+    """Certificates of chain and trust anchors that end soon, or have ended."""
+
     pins: tuple[tuple[PinRole, PinRecord], ...]
 
 
@@ -70,9 +74,10 @@ class Snapshot:
 class Observer:
     """Looks at the broker without touching a card. Used from the event loop only."""
 
-    def __init__(self, desk: Desk, pins: PinKeeper, started: datetime) -> None:
+    def __init__(self, desk: Desk, pins: PinKeeper, expiry: ExpiryWatch, started: datetime) -> None:
         self._desk = desk
         self._pins = pins
+        self._expiry = expiry
         self._started = started
         self._version = metadata.version("vmtoken")
 
@@ -102,6 +107,7 @@ class Observer:
             queue=token.admission.waiting,
             busy=token.admission.busy,
             leaf=token.leaf or b"",
+            expiring=len(self._expiry.of(token)),
             pins=tuple((role, self._pins.record(token.name, role)) for role in PinRole),
         )
 
@@ -202,6 +208,12 @@ def _tokens(tokens: Sequence[TokenSample]) -> Iterator[Metric]:
         "End of its certificate's validity, Unix time.",
         tokens,
         lambda it: _not_after(it.leaf),
+    )
+    yield _per_token(
+        "vmtoken_token_certificates_expiring",
+        "Certificates of chain and trust anchors that end within certificates.warn_days, or have ended.",
+        tokens,
+        lambda it: it.expiring,
     )
 
 

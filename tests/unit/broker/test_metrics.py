@@ -29,7 +29,7 @@ def summary(outcome: str, *, token: str = "web", resumed: bool = False, total: f
 
 def sample(name: str, *, problem: str = "", leaf: bytes = LEAF, user: PinRecord = NO_PIN) -> TokenSample:
     pins = ((PinRole.USER, user), (PinRole.OPERATOR, NO_PIN))
-    return TokenSample(name, "card-handshake", problem, not problem, 3, True, leaf, pins)
+    return TokenSample(name, "card-handshake", problem, not problem, 3, True, leaf, 2, pins)
 
 
 def snapshot(tally: Tally, *tokens: TokenSample) -> Snapshot:
@@ -119,6 +119,7 @@ def test_tokens_and_their_pins_are_shown() -> None:
         (labelled("vmtoken_token_queue_length", token="web"), 3),
         (labelled("vmtoken_token_info", token="web", assurance="card-handshake"), 1),
         (labelled("vmtoken_token_certificate_not_after_timestamp_seconds", token="web"), not_after),
+        (labelled("vmtoken_token_certificates_expiring", token="web"), 2),
         (labelled("vmtoken_token_pin_tries_left", **pin), 2),
         (labelled("vmtoken_token_pin_tries", **pin), 3),
         (labelled("vmtoken_token_pin_rejected", **pin), 1),
