@@ -135,9 +135,15 @@ class FakeLibrary:
 
     def __init__(self, info: FakeTokenInfo) -> None:
         self.slot = FakeSlot(info)
+        self.failures: list[Exception] = []
+        """What `get_slots` raises before it answers."""
+
+        self.times_shown = 1
 
     def get_slots(self, token_present: bool = False) -> list[FakeSlot]:
-        return [self.slot]
+        if self.failures:
+            raise self.failures.pop()
+        return [self.slot] * self.times_shown
 
     def reinitialize(self) -> None:
         pass

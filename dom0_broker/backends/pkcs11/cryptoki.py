@@ -17,6 +17,9 @@ from pkcs11.constants import DEFAULT, Attribute, MechanismFlag, ObjectClass
 from dom0_broker.backends.pkcs11.codes import KeyType, TokenFlag
 from vmtoken.errors import TokenNotReady
 
+_LOOKS: Final = 3
+"""Times that slots are asked for again before an error counts as the module's."""
+
 _MAX_OBJECTS: Final = 256
 """Objects of one kind that are looked at in one token."""
 
@@ -121,11 +124,26 @@ def load(path: str) -> Any:
 
 def tokens(library: Any) -> Iterator[Any]:
     """Those present, in the order of their slots; one that goes just now is left out."""
-    for slot in library.get_slots(token_present=True):
+    for slot in _slots_with_tokens(library):
         with contextlib.suppress(
             pkcs11.TokenNotPresent, pkcs11.TokenNotRecognised, pkcs11.DeviceRemoved, pkcs11.DeviceError
         ):
             yield slot.get_token()
+
+
+def _slots_with_tokens(library: Any) -> list[Any]:
+    """Each once. The binding asks how many there are, and then which they are: tokens come and go in between.
+
+    It then fails (CKR_BUFFER_TOO_SMALL, which has no class there), or shows a slot that is none, or twice.
+    """
+    for _ in range(_LOOKS):
+        with contextlib.suppress(CkrError):
+            return _each_once(library.get_slots(token_present=True))
+    return _each_once(library.get_slots(token_present=True))
+
+
+def _each_once(slots: list[Any]) -> list[Any]:
+    return list({slot.slot_id: slot for slot in slots}.values())
 
 
 def flags(token: Any) -> TokenFlag:

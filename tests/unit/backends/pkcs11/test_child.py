@@ -32,7 +32,7 @@ class Inside:
     def __init__(self, info: FakeTokenInfo) -> None:
         self.info = info
         module = Module("/usr/lib/fake.so")
-        module._loaded = FakeLibrary(info)
+        self.library = module._loaded = FakeLibrary(info)
         self.handlers = module.handlers()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -248,6 +248,22 @@ def test_pins_are_wiped_after_use(inside: Inside) -> None:
             with pytest.raises(outcome):
                 call()
         assert len(secret) == 0
+
+
+@pytest.mark.parametrize("code", [pkcs11.PKCS11Error, pkcs11.SlotIDInvalid])
+def test_tokens_that_come_or_go_while_they_are_listed_do_not_cost_the_module(
+    inside: Inside, code: type[Exception]
+) -> None:
+    inside.library.failures = [code()]
+    inside.library.times_shown = 2
+    assert [token["serial"] for token in inside.call("tokens")] == [SERIAL]
+
+
+def test_module_that_cannot_list_its_slots_is_loaded_anew(inside: Inside) -> None:
+    inside.library.failures = [pkcs11.GeneralError() for _ in range(10)]
+    with pytest.raises(TokenUnavailable, match="GeneralError") as broken:
+        inside.call("tokens")
+    assert "broken" in broken.value.metadata
 
 
 def test_uninitialised_token_is_not_shown(inside: Inside) -> None:
