@@ -1,4 +1,4 @@
-"""Every kind of token against real servers, without agent and link; `test_matrix` has the wider table."""
+"""Every kind of token against OpenSSL and nginx, without agent and link: the cases of `test_matrix`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.x509 import ocsp
 
 from tests.fakes.signing_key import SoftwareKey
 from tests.support.clients import KNOWN_ALPN, check
-from tests.support.pki import KeyKind, client_identity
+from tests.support.pki import KeyKind, client_identity, pki, server_identity
 from tests.support.servers import PROGRAMS, TLS_1_2, TLS_1_3, Program, ServerOptions
 from tests.support.signing_keys import PKCS1
 from tests.support.token_client import connect
@@ -56,6 +57,82 @@ def test_server_that_wants_another_group_asks_again(
     token: HandshakeToken, program: Program, tmp_path: Path
 ) -> None:
     with program.serve(tmp_path, ServerOptions(groups=("secp384r1",), minimum=TLS_1_3)) as server:
+        session = connect(token, server)
+        check(session, server, version=TLS_1_3, resumed=False, alpn=None)
+        session.close()
+
+
+@pytest.mark.parametrize("program", SERVERS)
+def test_key_exchange_of_a_tls12_server_may_be_on_another_curve(
+    token: HandshakeToken, program: Program, tmp_path: Path
+) -> None:
+    """P-384 is there for tokens with such a key: in TLS 1.2 the list is about certificates too."""
+    groups = ("secp256r1", "secp384r1")
+    with program.serve(tmp_path, ServerOptions(groups=groups, maximum=TLS_1_2)) as server:
+        session = connect(token, server)
+        check(session, server, version=TLS_1_2, resumed=False, alpn=None)
+        session.close()
+
+
+@pytest.mark.parametrize("program", SERVERS)
+def test_server_without_tickets_and_cache_gets_full_handshakes(
+    token: HandshakeToken, program: Program, tmp_path: Path
+) -> None:
+    with program.serve(tmp_path, ServerOptions(tickets=False)) as server:
+        ticket = None
+        for _ in range(2):
+            session = connect(token, server, ticket)
+            check(session, server, version=TLS_1_3, resumed=False, alpn=None)
+            session.close()
+            ticket = session.ticket
+
+
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+def test_server_that_sends_small_records(token: HandshakeToken, version: str, tmp_path: Path) -> None:
+    options = ServerOptions(minimum=version, maximum=version, record_size=512)
+    with PROGRAMS["openssl"].serve(tmp_path, options) as server:
+        session = connect(token, server)
+        check(session, server, version=version, resumed=False, alpn=None)
+        session.close()
+
+
+@pytest.mark.parametrize("program", SERVERS)
+@pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
+def test_good_ocsp_staple_is_taken(
+    token: HandshakeToken, program: Program, version: str, tmp_path: Path
+) -> None:
+    staple = pki().intermediate.ocsp_response(server_identity(KeyKind.ECDSA_P256).certificate)
+    options = ServerOptions(minimum=version, maximum=version, ocsp_response=staple)
+    with program.serve(tmp_path, options) as server:
+        session = connect(token, server)
+        check(session, server, version=version, resumed=False, alpn=None)
+        session.close()
+
+
+@pytest.mark.parametrize("program", SERVERS)
+def test_staple_that_says_revoked_ends_the_handshake(
+    token: HandshakeToken, program: Program, tmp_path: Path
+) -> None:
+    certificate = server_identity(KeyKind.ECDSA_P256).certificate
+    staple = pki().intermediate.ocsp_response(certificate, ocsp.OCSPCertStatus.REVOKED)
+    options = ServerOptions(ocsp_response=staple)
+    with program.serve(tmp_path, options) as server, pytest.raises(HandshakeFailed, match="revoked"):
+        connect(token, server)
+
+
+@pytest.mark.parametrize("kind", [KeyKind.RSA_2048, KeyKind.ED25519, KeyKind.ECDSA_P384])
+def test_server_with_another_kind_of_key(token: HandshakeToken, kind: KeyKind, tmp_path: Path) -> None:
+    with PROGRAMS["openssl"].serve(tmp_path, ServerOptions(kind=kind)) as server:
+        session = connect(token, server)
+        check(session, server, version=TLS_1_3, resumed=False, alpn=None)
+        session.close()
+
+
+def test_server_that_keeps_no_state_before_the_second_client_hello(
+    token: HandshakeToken, tmp_path: Path
+) -> None:
+    options = ServerOptions(arguments=("-stateless",), minimum=TLS_1_3)
+    with PROGRAMS["openssl"].serve(tmp_path, options) as server:
         session = connect(token, server)
         check(session, server, version=TLS_1_3, resumed=False, alpn=None)
         session.close()
