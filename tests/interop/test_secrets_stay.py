@@ -7,37 +7,26 @@ image of the agent's memory. Controls show that the search finds what is there.
 
 from __future__ import annotations
 
-import base64
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from dom0_broker.backends.software.keystore import Keystore
-from dom0_broker.backends.software.sealing import load_sealing_key
-from dom0_broker.safe import Safe
-from dom0_broker.store import Store
 from tests.support import tapped_broker
+from tests.support.kept_keys import pins, private_key_forms
 from tests.support.pki import KeyKind
 from tests.support.process_memory import MemoryImage
 from tests.support.relays import Recording, recording_relay
 from tests.support.servers import PROGRAMS, TLS_1_2, TLS_1_3, Server, ServerOptions
+from tests.support.session_secrets import sorted_out
 from tests.support.stack import Stack
 from tests.support.stack_client import StackClient, StackSession
-from tests.support.tapped_broker import Derivation, derivations
+from tests.support.tapped_broker import derivations
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(300)]
 
 KIND = KeyKind.ECDSA_P256
-SHORTEST = 16
-"""Octets: what is shorter (IVs, verify_data) may be found by chance."""
-
-PUBLIC = {bytes(32), bytes(48)}
-"""What the key schedule starts from without a PSK."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +116,7 @@ def test_search_finds_the_private_key_and_resumption_secrets_in_the_broker(
     """Control: the card of this broker is a software element in its process."""
     assert setting.stack.broker is not None
     broker = MemoryImage.of(setting.stack.broker.pid)
-    assert any(broker.holds(form) for form in private_key_forms(setting.stack))
+    assert any(broker.holds(form) for form in private_key_forms(setting.stack.state, KIND.value))
     assert any(broker.holds(secret) for secret in sessions.secrets)
 
 
@@ -144,7 +133,9 @@ def test_no_secret_of_a_handshake_crossed_the_link(sessions: Sessions, setting: 
 
 
 def test_neither_private_key_nor_pin_left_the_broker(sessions: Sessions, setting: Setting) -> None:
-    for form in (*private_key_forms(setting.stack), *pins(setting.stack)):
+    kept_pins = pins(setting.stack.state).values()
+    assert len(kept_pins) == 2
+    for form in (*private_key_forms(setting.stack.state, KIND.value), *kept_pins):
         assert not setting.link.holds(form)
         assert not sessions.agent.holds(form)
 
@@ -155,79 +146,3 @@ def logged(server: Server, label: str = "") -> frozenset[bytes]:
     found = frozenset(bytes.fromhex(words[2]) for words in lines if words[0].startswith(label))
     assert found or label
     return found
-
-
-# What is secret ---------------------------------------------------------------------------------------
-
-
-def sorted_out(tapped: list[Derivation]) -> tuple[frozenset[bytes], frozenset[bytes]]:
-    """All secrets that must stay, and the keys that make up key blocks.
-
-    What an agent may derive itself from a key block is neither.
-    """
-    allowed, key_blocks, finished_keys, secrets = set[bytes](), set[bytes](), set[bytes](), set[bytes]()
-    for each in tapped:
-        if b"tls13 c ap traffic" in each.message or b"tls13 s ap traffic" in each.message:
-            key_blocks.add(each.output)
-        elif b"key expansion" in each.message or each.key in key_blocks or each.key in allowed:
-            allowed.add(each.output)
-        elif b"tls13 finished" in each.message:
-            finished_keys.add(each.output)
-    key_blocks |= tls12_keys(tapped)
-    for each in tapped:
-        secrets |= {each.key, each.output} if each.key not in finished_keys else {each.key}
-        secrets |= inputs(each, finished_keys)
-    secrets -= allowed | key_blocks | PUBLIC
-    return frozenset(secret for secret in secrets if len(secret) >= SHORTEST), frozenset(key_blocks)
-
-
-def inputs(each: Derivation, finished_keys: set[bytes]) -> set[bytes]:
-    """Key exchange results and PSKs are the messages of HKDF-Extract; other messages are public."""
-    is_labelled = any(label in each.message for label in LABELS)
-    return set() if is_labelled or each.key in finished_keys else {each.message}
-
-
-LABELS = (b"tls13 ", b"extended master secret", b"key expansion", b"client finished", b"server finished")
-
-
-def tls12_keys(tapped: list[Derivation]) -> set[bytes]:
-    """The first octets of client and server keys: the key block of TLS 1.2 begins with the client's key."""
-    blocks: dict[bytes, bytes] = {}
-    for each in tapped:
-        if b"key expansion" in each.message and not each.message.startswith(b"key expansion"):
-            seed = each.message[each.message.index(b"key expansion") :]
-            blocks[each.key + seed] = blocks.get(each.key + seed, b"") + each.output
-    return {key for block in blocks.values() for key in (block[:SHORTEST], block[KEY : KEY + SHORTEST])}
-
-
-KEY = 32
-"""Octets of a key of AES-256-GCM, which the test server prefers in TLS 1.2."""
-
-
-def private_key_forms(stack: Stack) -> tuple[bytes, ...]:
-    """The scalar in both byte orders, as a library may hold it, and the encodings of files."""
-    sealing_key = load_sealing_key(stack.state)
-    (path,) = (stack.state / "elements").glob(f"{KIND.value}*")
-    (identity,) = Keystore.load(path, sealing_key).contents.identities
-    assert identity.private_key is not None
-    key = load_der_private_key(identity.private_key, None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    scalar = key.private_numbers().private_value
-    body = base64.b64encode(identity.private_key)
-    return (
-        scalar.to_bytes(32, "big"),
-        scalar.to_bytes(32, "little"),
-        identity.private_key,
-        body[:64],
-        body[64:128],
-    )
-
-
-def pins(stack: Stack) -> tuple[bytes, ...]:
-    """The random PINs that the broker made for the card."""
-    safe = Safe(load_sealing_key(stack.state))
-    with contextlib.closing(Store(stack.state / "broker.sqlite")) as store:
-        records = store.pins()
-    sealed = {f"{role} PIN of token {token}": record.sealed for (token, role), record in records.items()}
-    assert len(sealed) == 2
-    return tuple(safe.open(octets, purpose).reveal() for purpose, octets in sealed.items() if octets)
