@@ -5,11 +5,12 @@ Every program is the installed one; every file of a stage is below one directory
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from xenlab import DomU, Machine, Process
 
@@ -21,7 +22,8 @@ SERVER_NAME = "server.lab"
 LINK_PORT, SERVER_PORT = 8441, 4433
 """Nothing else of the lab listens in dom0."""
 
-READY_WITHIN = 90
+BROKER = ("vmtoken-broker",)
+READY_WITHIN = 240
 """Seconds for a program to come up: three on a quiet machine."""
 
 _BROKER_TOML = f"""\
@@ -30,6 +32,7 @@ runtime_dir = "{HOME}/run"
 policy_dir = "{HOME}/policy.d"
 tcp = {{ listen = "{DOM0}:{LINK_PORT}" }}
 """
+_VCHAN_LINK = '[broker]\nlink = "vchan:"\nconnect_timeout = 60.0\n'
 _UNIX_LINK = '[broker]\nlink = "unix:{home}/run/vms/{name}/broker.sock"\n'
 _TCP_LINK = f"""\
 [broker]
@@ -46,31 +49,47 @@ socket = "{HOME}/agent.sock"
 """
 
 
-@dataclass(frozen=True)
+class Link(enum.Enum):
+    """How an agent reaches the broker."""
+
+    VCHAN = _VCHAN_LINK
+    TCP = _TCP_LINK
+    UNIX = _UNIX_LINK
+    """In dom0 only."""
+
+
 class Stage:
     """A broker that runs in dom0, with a CA and a TLS server."""
 
-    dom0: Machine
+    def __init__(self, dom0: Machine, program: Sequence[str]) -> None:
+        self.dom0 = dom0
+        self.program = program
+        self.broker = self._started()
 
     @classmethod
     @contextmanager
-    def running(cls, dom0: Machine) -> Iterator[Stage]:
-        """Broker and server, as long as the block lasts."""
+    def running(cls, dom0: Machine, program: Sequence[str] = BROKER) -> Iterator[Stage]:
+        """Broker and server, as long as the block lasts; the broker may be another program in its place."""
         dom0.sh(f"rm -rf {HOME}; mkdir -p {HOME}/policy.d")
         dom0.write(f"{HOME}/broker.toml", _BROKER_TOML)
         dom0.write(f"{HOME}/policy.d/10-lab.policy", f"allow vm=* server={SERVER_NAME}\n")
-        dom0.sh(f"cd {HOME}; vmtokenctl ca init ca; vmtokenctl ca server ca {SERVER_NAME}")
-        stage = cls(dom0)
-        with (
-            dom0.start(["vmtoken-broker", "--config", f"{HOME}/broker.toml"]) as broker,
-            dom0.start(stage._server_command(), directory=HOME) as server,
-        ):
-            stage._wait_for(dom0, broker, f"{HOME}/run/admin.sock")
+        dom0.sh(f"cd {HOME}; vmtokenctl ca init ca; vmtokenctl ca server ca {SERVER_NAME}", seconds=300)
+        with dom0.start(_server_command(), directory=HOME) as server:
             server.wait_for("ACCEPT", READY_WITHIN)
-            yield stage
+            stage = cls(dom0, program)
+            try:
+                yield stage
+            finally:
+                stage.broker.stop()
 
-    def personalise(self, vm: str) -> None:
+    def start_broker(self, program: Sequence[str] | None = None) -> None:
+        """Start it again after its end, or another program in its place."""
+        self.program = program or self.program
+        self.broker = self._started()
+
+    def personalise(self, vm: str, identity: UUID | None = None) -> None:
         """Make a VM known, with a software element of its own whose certificate says CN=the VM's name."""
+        known_by = f"--uuid {identity}" if identity else ""
         control = f"vmtokenctl --config {HOME}/broker.toml"
         self.dom0.sh(
             f"""cd {HOME}
@@ -78,7 +97,7 @@ class Stage:
             {control} token csr {vm}-card --subject CN={vm} --dns {vm} > {vm}.csr
             vmtokenctl ca sign ca {vm}.csr > {vm}.pem
             {control} token install-cert {vm}-card {vm}.pem --trust ca/ca.pem
-            {control} vm add {vm}
+            {control} vm add {vm} {known_by}
             {control} vm bind {vm} {vm}-card --as identity""",
             seconds=300,
         )
@@ -92,12 +111,14 @@ class Stage:
             domain.write(f"{HOME}/enrolment/{name}", content, mode=0o600)
 
     @contextmanager
-    def agent(self, machine: Machine, vm: str) -> Iterator[Process]:
-        """An agent of a VM: in the domU over TCP, or in dom0 over the VM's Unix socket."""
-        link = _UNIX_LINK.format(home=HOME, name=vm) if machine is self.dom0 else _TCP_LINK
-        machine.write(f"{HOME}/agent.toml", link + _APPLICATIONS, mode=0o600)
+    def agent(self, machine: Machine, vm: str, link: Link | None = None) -> Iterator[Process]:
+        """An agent of a VM: in the domU over TCP unless told otherwise, in dom0 over the VM's Unix socket."""
+        link = link or (Link.UNIX if machine is self.dom0 else Link.TCP)
+        machine.sh(f"mkdir -p {HOME}; rm -f {HOME}/agent.sock")
+        settings = link.value.replace("{home}", HOME).replace("{name}", vm)
+        machine.write(f"{HOME}/agent.toml", settings + _APPLICATIONS, mode=0o600)
         with machine.start(["vmtoken-agent", "--config", f"{HOME}/agent.toml"]) as agent:
-            self._wait_for(machine, agent, f"{HOME}/agent.sock")
+            _wait_for(machine, agent, f"{HOME}/agent.sock")
             yield agent
 
     def connect(self, machine: Machine, *options: str) -> tuple[dict[str, Any], str]:
@@ -118,14 +139,22 @@ class Stage:
         )
         return json.loads(answer.stderr.strip().splitlines()[-1]), answer.stdout
 
-    def _server_command(self) -> list[str]:
-        """An OpenSSL server whose page tells what it knows of its client."""
-        files = ["-cert", "ca/server.pem", "-key", "ca/server.key", "-CAfile", "ca/ca.pem"]
-        strict = ["-Verify", "2", "-verify_return_error"]
-        return ["openssl", "s_server", "-accept", f"{DOM0}:{SERVER_PORT}", *files, *strict, "-www"]
+    def _started(self) -> Process:
+        self.dom0.sh(f"rm -f {HOME}/run/admin.sock")
+        broker = self.dom0.start([*self.program, "--config", f"{HOME}/broker.toml"])
+        _wait_for(self.dom0, broker, f"{HOME}/run/admin.sock")
+        return broker
 
-    def _wait_for(self, machine: Machine, process: Process, socket: str) -> None:
-        """Wait until a program serves on a Unix socket."""
-        machine.wait_until(f"test -S {socket} || ! kill -0 {process.pid}", READY_WITHIN)
-        if process.has_ended:
-            process.wait_for("a program that went on")
+
+def _server_command() -> list[str]:
+    """An OpenSSL server whose page tells what it knows of its client."""
+    files = ["-cert", "ca/server.pem", "-key", "ca/server.key", "-CAfile", "ca/ca.pem"]
+    strict = ["-Verify", "2", "-verify_return_error"]
+    return ["openssl", "s_server", "-accept", f"{DOM0}:{SERVER_PORT}", *files, *strict, "-www"]
+
+
+def _wait_for(machine: Machine, process: Process, socket: str) -> None:
+    """Wait until a program serves on a Unix socket."""
+    machine.wait_until(f"test -S {socket} || ! kill -0 {process.pid}", READY_WITHIN)
+    if process.has_ended:
+        process.wait_for("a program that went on")
