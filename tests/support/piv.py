@@ -38,6 +38,7 @@ ALGORITHMS = {
     KeyKind.ECDSA_P256: KeyAlgorithm.ECDSA_P256,
     KeyKind.ECDSA_P384: KeyAlgorithm.ECDSA_P384,
     KeyKind.RSA_2048: KeyAlgorithm.RSA_2048,
+    KeyKind.RSA_3072: KeyAlgorithm.RSA_3072,
 }
 
 

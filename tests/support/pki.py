@@ -46,6 +46,7 @@ class KeyKind(enum.StrEnum):
     ECDSA_P384 = "ecdsa-p384"
     ED25519 = "ed25519"
     RSA_2048 = "rsa-2048"
+    RSA_3072 = "rsa-3072"
     RSA_PSS_2048 = "rsa-pss-2048"
     """An RSA key whose SubjectPublicKeyInfo says id-RSASSA-PSS."""
 
@@ -277,6 +278,8 @@ def generate_key(kind: KeyKind) -> PrivateKey:
             return ed25519.Ed25519PrivateKey.generate()
         case KeyKind.RSA_2048 | KeyKind.RSA_PSS_2048:
             return rsa.generate_private_key(65537, 2048)
+        case KeyKind.RSA_3072:
+            return rsa.generate_private_key(65537, 3072)
         case KeyKind.ML_DSA_44:
             return mldsa.MLDSA44PrivateKey.generate()
         case KeyKind.ML_DSA_65:

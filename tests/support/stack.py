@@ -39,6 +39,7 @@ ALGORITHMS: Mapping[KeyKind, admin.KeyAlgorithm] = {
     KeyKind.ECDSA_P384: admin.KEY_ALGORITHM_P384,
     KeyKind.ED25519: admin.KEY_ALGORITHM_ED25519,
     KeyKind.RSA_2048: admin.KEY_ALGORITHM_RSA2048,
+    KeyKind.RSA_3072: admin.KEY_ALGORITHM_RSA3072,
     KeyKind.ML_DSA_44: admin.KEY_ALGORITHM_ML_DSA_44,
     KeyKind.ML_DSA_65: admin.KEY_ALGORITHM_ML_DSA_65,
     KeyKind.ML_DSA_87: admin.KEY_ALGORITHM_ML_DSA_87,
