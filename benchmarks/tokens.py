@@ -171,4 +171,6 @@ SHOWN = (
     "PC/SC, PIV slot 9A, ecdsa-p256",
     "engine, SoftHSM, ecdsa-p256",
     "engine, SoftHSM through p11-kit-proxy, ecdsa-p256",
+    "engine, OpenSC, PIV slot 9A, ecdsa-p256",
+    "engine, TPM 2.0, ecdsa-p256",
 )
