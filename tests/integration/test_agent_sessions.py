@@ -361,8 +361,8 @@ async def test_cancelled_calls_leave_nothing_behind() -> None:
     async with running_agent() as agent:
         with tls_server(echo) as port:
             before: tuple[int, int] | None = None
-            for count in (1, 20):
-                for _ in range(count):
+            for _ in range(2):
+                for _ in range(20):
                     tunnel = await agent.client.tunnel(request(port))
                     await tunnel.write(b"x")
                     tunnel.cancel()
@@ -379,8 +379,8 @@ async def test_handshakes_that_fail_leave_nothing_behind() -> None:
     async with running_agent() as agent:
         with raw_server(hang_up) as port:
             before: tuple[int, int] | None = None
-            for count in (1, 20):
-                for _ in range(count):
+            for _ in range(2):
+                for _ in range(20):
                     with pytest.raises(TlsHandshakeFailed, match=r"(closed|reset) the connection"):
                         await agent.client.connect(request(port))
                 before = before or await _settled()
@@ -420,7 +420,7 @@ def _resources() -> tuple[int, int]:
 
 
 async def _settled() -> tuple[int, int]:
-    """What there is once lingering sockets, streams and handlers have had time to end."""
+    """What there is once lingering sockets, streams and handlers have had time to end; warm streams stay."""
     for _ in range(8):
         await asyncio.sleep(0.1)
         gc.collect()
