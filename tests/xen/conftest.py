@@ -20,7 +20,7 @@ More is in docs/xen-lab.md, deploy/xen-lab/xenlab/lab.py and remote.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from xenlab import Lab, images
@@ -59,6 +59,19 @@ def lab(booted_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
             request.node.add_report_section("teardown", f"console of {name}", text)
 
 
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Take a line for the end of the lab's report, below all tests."""
+    return request.config.stash.setdefault(_FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if lines := config.stash.get(_FIGURES, []):
+        terminalreporter.section("figures")
+        terminalreporter.write("\n".join([*lines, ""]))
+
+
+_FIGURES = pytest.StashKey[list[str]]()
 _FAILED = pytest.StashKey[bool]()
 
 

@@ -1,0 +1,106 @@
+"""Handshakes and calls over vchan, beside TCP and a Unix socket: figures for the report, no test of speed.
+
+Each link has an agent and an application of its own, all of one broker, and they take turns, so that what
+else the machine does falls on all of them. Emulation makes absolute times meaningless: read the ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from xenlab import Lab
+
+from tests.xen.nginx import PORT, nginx
+from tests.xen.residents import Application, Residents
+from tests.xen.stage import DOM0, SERVER_NAME, Link, Stage
+
+ROUNDS = 6
+CALLS, HANDSHAKES, CROWD = 20, 4, 8
+"""In a round, one after the other; and handshakes at once."""
+
+SERVER = {"host": DOM0, "port": PORT, "server_name": SERVER_NAME}
+
+
+@dataclass
+class Contender:
+    """A link, and milliseconds."""
+
+    link: Link
+    application: Application
+    calls: list[float] = field(default_factory=list)
+    full: list[float] = field(default_factory=list)
+    resumed: list[float] = field(default_factory=list)
+    crowds: list[float] = field(default_factory=list)
+
+    def take_turn(self) -> None:
+        """One round."""
+        self.calls += self._time("calls", count=CALLS)["each"]
+        one = {"count": HANDSHAKES, "parallel": 1, **SERVER}
+        self.full += self._time("handshakes", **one, no_resumption=True)["each"]
+        again = self._time("handshakes", **one)
+        assert again["resumed"] >= HANDSHAKES - 1
+        self.resumed += again["each"][1:]
+        crowd = {"count": CROWD, "parallel": CROWD, **SERVER}
+        self.crowds.append(self._time("handshakes", **crowd, no_resumption=True)["all"] / CROWD)
+
+    def _time(self, what: str, **options: object) -> dict[str, Any]:
+        answer = self.application.do(f"time_{what}", **options)
+        assert "error" not in answer, answer
+        return answer
+
+
+@pytest.fixture
+def contenders(lab: Lab) -> Iterator[list[Contender]]:
+    """vchan in one domU, TCP in another, the Unix socket in dom0, where alone there is one."""
+    places = {
+        "web01": (lab.domu("web01"), Link.VCHAN),
+        "web02": (lab.domu("web02"), Link.TCP),
+        "local": (lab.dom0, Link.UNIX),
+    }
+    with Stage.running(lab.dom0) as stage, nginx(lab.dom0), Residents(stage) as residents:
+        for vm, (machine, link) in places.items():
+            stage.personalise(vm, machine.uuid if link is Link.VCHAN else None)
+        stage.enroll(lab.domu("web02"))
+        yield [
+            Contender(link, residents.application(machine, vm, link))
+            for vm, (machine, link) in places.items()
+        ]
+
+
+def test_figures(contenders: list[Contender], figures: Callable[[str], None]) -> None:
+    for contender in contenders:
+        contender.take_turn()  # links, streams and caches are warm after it
+        for times in (contender.calls, contender.full, contender.resumed, contender.crowds):
+            times.clear()
+    for number in range(ROUNDS):
+        for contender in contenders if number % 2 else reversed(contenders):
+            contender.take_turn()
+    for line in _table(contenders):
+        figures(line)
+
+
+def _table(contenders: list[Contender]) -> Iterator[str]:
+    """In milliseconds and handshakes a second, and what vchan has to the others."""
+    yield (
+        f"{'':<34}"
+        + "".join(f"{each.link.name.lower():>10}" for each in contenders)
+        + "   vchan to tcp, unix"
+    )
+    for name, times_of in (
+        ("a call, median, ms", lambda each: each.calls),
+        ("full handshake, median, ms", lambda each: each.full),
+        ("resumed handshake, median, ms", lambda each: each.resumed),
+    ):
+        yield _row(name, [statistics.median(times_of(each)) for each in contenders])
+    yield _row("handshakes/s, one after another", [1e3 / statistics.mean(each.full) for each in contenders])
+    yield _row(f"handshakes/s, {CROWD} at once", [1e3 / statistics.mean(each.crowds) for each in contenders])
+
+
+def _row(name: str, values: list[float]) -> str:
+    vchan, tcp, unix = values
+    cells = "".join(f"{value:>10.2f}" for value in values)
+    return f"{name:<34}{cells}   {vchan / tcp:.2f}, {vchan / unix:.2f}"
