@@ -37,7 +37,7 @@ def build() -> Images:
     """The images for the tree as it is; LabUnavailable when this machine cannot make them."""
     require()
     parts = debian.parts()
-    recipes = (*recipe.INITIAL_MODULES, *recipe.MASKED_UNITS)
+    recipes = (*recipe.INITIAL_MODULES, *recipe.MASKED_UNITS, *recipe.MASKED_IN_DOMU)
     ours = [Path(__file__), Path(product.__file__), _FRAMES, _LAB / "guest"]
     key = digest([parts.name, *recipes, *ours, product.packages().name])
     disks = cached(BUILD, "disks", key, lambda directory: _build(parts, directory))
@@ -70,6 +70,8 @@ def _populate(root: Path, parts: Path, role: str) -> None:
     product.install(root, role)
     _install_agent(root)
     _settle(root)
+    if role == "domu":
+        run(["systemctl", "--root", root, "mask", "--quiet", *recipe.MASKED_IN_DOMU])
 
 
 def _make_initrd(parts: Path, initrd: Path) -> None:

@@ -109,16 +109,20 @@ class DomU(Machine):
         memory: int = 320,
         config: Config | None = None,
         systemd: bool = False,
+        persistent: bool = False,
     ) -> None:
         """`config` replaces or adds lines of the xl configuration; `memory` is in MiB.
 
         Without systemd a domU has the lab's agent and nothing else, and is up a minute of emulation earlier.
+        What a persistent one writes is on a disk of its own, and still there after a reboot.
         """
         super().__init__(dom0.channel, name, address)
         self.dom0 = dom0
         self.uuid = identity or uuid.uuid5(uuid.NAMESPACE_DNS, name)
         self.config_path = f"/etc/xen/{name}.cfg"
-        init = "" if systemd else " xenlab.init=minimal"
+        self._persistent = persistent
+        arguments = [recipe.KERNEL_ARGUMENTS, f"xenlab.address={address}", f"systemd.hostname={name}"]
+        wishes = [*(["xenlab.init=minimal"] * (not systemd)), *(["xenlab.persistent"] * persistent)]
         self._config: dict[str, str | int | list[str]] = {
             "name": name,
             "uuid": str(self.uuid),
@@ -127,8 +131,8 @@ class DomU(Machine):
             "vcpus": 1,
             "kernel": "/boot/vmlinux",
             "ramdisk": "/boot/initrd",
-            "extra": f"{recipe.KERNEL_ARGUMENTS} xenlab.address={address} systemd.hostname={name}{init}",
-            "disk": ["vdev=xvda,access=ro,script=/usr/lib/xenlab/hotplug,target=/dev/loop0"],
+            "extra": " ".join([*arguments, *wishes]),
+            "disk": [_disk("xvda", "ro", "/dev/loop0")],
             "vif": ["bridge=xenbr0,script=/usr/lib/xenlab/hotplug"],
             "on_poweroff": "destroy",
             "on_reboot": "restart",
@@ -141,6 +145,8 @@ class DomU(Machine):
     def create(self) -> None:
         """`xl create`; the domain boots after it."""
         self._forget()
+        if self._persistent:
+            self._config["disk"] = [_disk("xvda", "ro", "/dev/loop0"), _disk("xvdb", "w", self._own_disk())]
         self.dom0.write(self.config_path, self.config)
         self.dom0.run(["xl", "create", self.config_path], seconds=BOOT_WITHIN)
 
@@ -221,6 +227,14 @@ class DomU(Machine):
                     raise LabError(f"{error}; its console:\n{self.console(40)}") from error
                 time.sleep(0.3)
 
+    def _own_disk(self) -> str:
+        """The device in dom0 of an empty disk: the one of an earlier life may be in disorder."""
+        file = f"/var/lib/{self.name}.disk"
+        attached = f"losetup --associated {file} --noheadings --output NAME"
+        detach = f"{attached} | xargs --no-run-if-empty losetup --detach"
+        make = f"rm -f {file}; truncate --size=300M {file}; busybox mke2fs -F {file} >&2"
+        return self.dom0.sh(f"{detach}; {make}; losetup --find --show {file}").strip()
+
     def _domid(self) -> int | None:
         answer = self.dom0.run(["xl", "domid", self.name], check=False)
         return int(answer.stdout) if answer.returncode == 0 else None
@@ -231,6 +245,11 @@ class DomU(Machine):
     def _forget(self) -> None:
         """Let dom0's agent close its connection: a domain that is destroyed does not."""
         self.channel.send({"op": "forget", "id": self.channel.new_id(), **self.route})
+
+
+def _disk(name: str, access: str, device: str) -> str:
+    """A disk of a domU, which is a device in dom0."""
+    return f"vdev={name},access={access},script=/usr/lib/xenlab/hotplug,target={device}"
 
 
 def _spelled(value: str | int | list[str]) -> str:

@@ -22,7 +22,7 @@ HOST_PROGRAMS = {
 
 PACKAGES = tuple(
     """
-    systemd-sysv udev kmod busybox-static iproute2 procps
+    systemd-sysv udev kmod busybox-static iproute2 procps apt
     xen-utils-4.17 xenstore-utils libxenmisc4.17
     python3 python3-venv libstdc++6 ca-certificates libpcsclite1 adduser
     openssl nginx-light
@@ -62,6 +62,9 @@ MASKED_UNITS = tuple(
     """.split()  # noqa: SIM905 (a list of thirty names reads better so)
 )
 """Units that a machine which lives for minutes does not need; xendomains would save every domU at the end."""
+
+MASKED_IN_DOMU = ("xen.service",)
+"""Of the tools of Xen, which are in all images, and not in a domU of an operator."""
 
 KERNEL_ARGUMENTS = (
     "console=hvc0 mitigations=off panic=-1 random.trust_cpu=on quiet net.ifnames=0 systemd.show_status=no"
