@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test check bench soak deb proto constraints clean xen-lab xen-shell test-xen
+.PHONY: setup demo test check bench soak deb proto constraints clean xen-lab xen-shell test-xen soak-xen
 
 setup: $(STAMP)
 
@@ -54,6 +54,9 @@ xen-shell: setup  ## a shell in the lab, in MACHINE (dom0, web01, ...)
 
 test-xen: setup  ## the tests marked xen, in a lab booted for them; results in build/xen-lab/results
 	@$(XEN_LAB) test -- $(PYTEST_ARGS)
+
+soak-xen: setup  ## agents and domains come and go for an hour in the lab: is anything left? (docs/xen-lab.md)
+	@scripts/debian-packages.sh xen && PYTHONPATH=deploy/xen-lab $(BIN)/python -m tests.xen.soak $(SOAK_ARGS)
 
 deb:  ## the Debian packages of HEAD, in build/deb; needs what deploy/debian/control says under Build-Depends
 	@deploy/debian/build

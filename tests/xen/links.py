@@ -11,7 +11,7 @@ from typing import Any
 from xenlab import DomU, Machine, Process
 
 HOME = "/root/vchan"
-PROGRAMS = "/usr/lib/vmtoken/bin"
+PROGRAMS = "/usr/bin"
 """In dom0 some of them are in the path too, in a domU others."""
 
 READY_WITHIN = 120

@@ -17,7 +17,7 @@ from pathlib import Path
 from xenlab import recipe
 from xenlab.errors import LabError
 from xenlab.images import Images
-from xenlab.qemu import Qemu
+from xenlab.qemu import MEMORY, Qemu
 from xenlab.remote import Channel, CommandFailed, Machine, Unreachable
 
 BOOT_WITHIN = 300.0
@@ -42,9 +42,11 @@ class Lab:
 
     @classmethod
     @contextmanager
-    def boot(cls, images: Images, directory: Path, lifetime: float = LIFETIME) -> Iterator[Lab]:
-        """Boot Xen and dom0, and end both with the block; consoles are kept in `directory`."""
-        qemu = Qemu(images, directory / "xen-console.log", lifetime)
+    def boot(
+        cls, images: Images, directory: Path, lifetime: float = LIFETIME, memory: int = MEMORY
+    ) -> Iterator[Lab]:
+        """Boot Xen and dom0, and end both with the block; `directory` keeps consoles, `memory` is in MiB."""
+        qemu = Qemu(images, directory / "xen-console.log", lifetime, memory)
         try:
             channel = _connect(qemu)
             try:
@@ -84,6 +86,17 @@ class Lab:
     def check(self) -> None:
         """Raise LabError when Xen or dom0 is gone."""
         self._qemu.check()
+
+    def press(self, key: str, last_line: str, seconds: float = 120) -> str:
+        """What Xen prints on its console for a key (`xl debug-keys`), up to a line that it ends with."""
+        before = len(self._qemu.console)
+        self.dom0.run(["xl", "debug-keys", key])
+        deadline = time.monotonic() + seconds
+        while last_line not in (printed := self._qemu.console[before:]):
+            if time.monotonic() > deadline:
+                raise LabError(f"Xen did not print {last_line!r} within {seconds:.0f} s of the key {key}")
+            time.sleep(0.1)
+        return printed
 
     def consoles(self, lines: int = 60) -> dict[str, str]:
         """The last lines of each console: Xen's with dom0's, and each domU's."""

@@ -11,7 +11,9 @@ from xenlab import recipe
 from xenlab.errors import LabError
 from xenlab.images import Images
 
-MEMORY = "3G"
+MEMORY = 3072
+"""MiB for Xen, dom0 and all domUs unless the caller needs more; taken from the host as it is used."""
+
 DOM0_MEMORY = "1G"
 
 PORTS = ("tests", "shell")
@@ -21,8 +23,9 @@ PORTS = ("tests", "shell")
 class Qemu:
     """A running QEMU."""
 
-    def __init__(self, images: Images, console: Path, lifetime: float) -> None:
+    def __init__(self, images: Images, console: Path, lifetime: float, memory: int = MEMORY) -> None:
         self.console_path = console
+        self._memory = memory
         self.directory = Path(tempfile.mkdtemp(prefix="xenlab-"))  # short: paths of sockets have 107 octets
         console.parent.mkdir(parents=True, exist_ok=True)
         # setpriv ends `timeout` when we end, and `timeout` ends QEMU; QEMU shares the machine with others.
@@ -72,7 +75,8 @@ class Qemu:
     def _command(self, images: Images) -> list[str]:
         xen = f"{recipe.XEN_ARGUMENTS} dom0_mem={DOM0_MEMORY},max:{DOM0_MEMORY}"
         kernel = f"{images.kernel} {recipe.KERNEL_ARGUMENTS}"
-        command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", recipe.CPU, "-smp", "2", "-m", MEMORY]
+        command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", recipe.CPU, "-smp", "2"]
+        command += ["-m", f"{self._memory}M"]
         command += ["-accel", "tcg,thread=multi,tb-size=512"]
         command += ["-display", "none", "-vga", "none", "-nic", "none", "-monitor", "none", "-no-reboot"]
         command += ["-serial", f"file:{self.console_path}", "-device", "virtio-rng-pci"]
