@@ -143,6 +143,10 @@ class FakeVchan:
             case _:
                 return VchanState.BROKEN
 
+    @property
+    def used(self) -> bool:
+        return bool(self._incoming.consumer or self._outgoing.producer)
+
     def acknowledge(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.event)

@@ -134,8 +134,8 @@ def _live(visits: tuple[Visit, ...], path: str, said: int) -> NoReturn:
 def _answered(path: str, said: int) -> Agent:
     """One that has asked, and was answered. Raises `OSError` when none was in time.
 
-    An agent that comes before the broker has seen the end of the one before gets that one's rings. The broker
-    closes them, and the agent comes again, as one with gRPC would.
+    An agent that comes before the broker has seen the end of the one before gets that one's rings. It comes
+    again, as `vmtoken.transport.vchan.connect` does.
     """
     deadline = time.monotonic() + ANSWER_WITHIN
     while True:
@@ -159,7 +159,9 @@ class Agent:
         self._received = b""
 
     def ask(self) -> None:
-        """Which tokens there are. Raises `VchanClosed`, also for rings in which something was left."""
+        """Which tokens there are. Raises `VchanClosed`, also for rings that another one has used."""
+        if self._vchan.used:
+            raise VchanClosed
         self._write(PREFACE + _frame(SETTINGS) + _question(1))
         if DATA not in list(self._kinds()):
             raise LookupError("the call failed")

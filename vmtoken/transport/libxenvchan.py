@@ -25,6 +25,9 @@ MAX_RING: Final = 1 << 20
 
 PAGE: Final = 4096
 
+_CONSUMER, _PRODUCER = 0, 1
+"""Indexes of `struct ring_shared`; of a ring that we read the consumer is ours, of the other the producer."""
+
 _CHUNK: Final = 65536
 """Octets of one read at most."""
 
@@ -64,6 +67,11 @@ class Vchan(Protocol):
     @property
     def state(self) -> VchanState:
         """What the peer says of itself."""
+        ...
+
+    @property
+    def used(self) -> bool:
+        """Whether something has passed through our end of the rings, for us or for a client before us."""
         ...
 
     def acknowledge(self) -> None:
@@ -193,6 +201,11 @@ class _LibVchan:
             case _:
                 return VchanState.BROKEN
 
+    @property
+    def used(self) -> bool:
+        control = self._open.contents
+        return bool(control.read.shr[_CONSUMER] or control.write.shr[_PRODUCER])
+
     def acknowledge(self) -> None:
         self._library.libxenvchan_wait(self._open)
 
@@ -224,8 +237,8 @@ class _LibVchan:
     @property
     def _overrun(self) -> bool:
         """The peer claims to have written more than the ring holds; the library reads nothing then."""
-        consumer: int = self._indexes[0]
-        producer: int = self._indexes[1]
+        consumer: int = self._indexes[_CONSUMER]
+        producer: int = self._indexes[_PRODUCER]
         return (producer - consumer) % (1 << 32) > 1 << self._order
 
 

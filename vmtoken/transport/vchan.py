@@ -304,7 +304,7 @@ async def connect(
         while True:
             changed.clear()
             try:
-                return await _begun(await _opened(open_client, domid, path), protocol(), domid)
+                return await _begun(await _opened_unused(open_client, domid, path), protocol(), domid)
             except OSError as error:
                 log.debug("no vchan yet", extra={"domid": domid, "because": str(error)})
             with contextlib.suppress(TimeoutError):
@@ -314,6 +314,19 @@ async def connect(
                 raise ConnectionError("xenstore is lost")
     finally:
         store.unwatch(path, token)
+
+
+async def _opened_unused(open_client: OpenClient, domid: int, path: str) -> Vchan:
+    """A client whose rings are those of no earlier session. Raises `OSError`.
+
+    The library lets a client in that comes before the server has seen the one before leave. It would read
+    what was written for that one, and the server would take both for one.
+    """
+    vchan = await _opened(open_client, domid, path)
+    if not vchan.used:
+        return vchan
+    await asyncio.shield(asyncio.get_running_loop().run_in_executor(_executor, vchan.close))
+    raise ConnectionRefusedError("the server has not seen yet that the client before has left")
 
 
 async def _begun(vchan: Vchan, end: End, domid: int) -> tuple[VchanTransport, End]:

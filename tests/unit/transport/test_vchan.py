@@ -238,6 +238,35 @@ async def test_a_client_waits_for_its_server_and_for_the_next(host: Host) -> Non
             await again.closed
 
 
+@pytest.mark.parametrize(("read", "written"), [(3, b""), (0, b"hello"), (3, b"hello")])
+async def test_a_client_that_follows_at_once_gets_rings_of_its_own(
+    host: Host, read: int, written: bytes
+) -> None:
+    with host.serving():
+        first = await host.raw_client()
+        server = await host.session()
+        assert server.transport is not None
+        server.transport.write(b"for the first")
+        first.read(read)
+        first.write(written)
+
+        def open_client(domid: int, path: str) -> FakeVchan:
+            first.kill()  # the server has not looked yet when the next one is there
+            return host.hypervisor.machine(WEB01).open_client(domid, path)
+
+        store = await Xenstore.connect([await host.store.socket(WEB01)])
+        transport, end = await asyncio.wait_for(
+            connect(End, 0, host.path, store, open_client=open_client), 10
+        )
+        following = await host.session()
+        transport.write(b"second")
+        assert await following.until(6) == b"second"
+        assert (server.received, end.received) == (written, b"")
+        transport.abort()
+        await transport.closed
+        store.close()
+
+
 async def test_a_client_that_gives_up_at_any_moment_leaves_no_channel_behind(host: Host) -> None:
     with host.serving() as task:
         async with host.guest() as dial:
