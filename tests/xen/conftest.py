@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in ours:
         item.add_marker(pytest.mark.xen)
-        item.add_marker(pytest.mark.timeout(TEST_WITHIN), append=False)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_WITHIN))
 
 
 @pytest.fixture(scope="session")

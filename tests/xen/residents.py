@@ -13,7 +13,7 @@ from xenlab import Machine, Process
 
 from tests.xen.stage import DOM0, HOME, SERVER_NAME, Link, Stage
 
-_VISITOR = (Path(__file__).parent / "visitor.py").read_text()
+VISITOR = (Path(__file__).parent / "visitor.py").read_text()
 _ANSWER_WITHIN = 300
 """Seconds: a crowd of handshakes takes that under emulation when the host is busy."""
 
@@ -57,7 +57,7 @@ class Application:
     def open(self, port: int, version: str = "", **wish: Any) -> dict[str, Any]:
         """A session with a server in dom0."""
         where = {"host": DOM0, "port": port, "server_name": SERVER_NAME, "version": version}
-        answer = self.do("open", **where, **wish)
+        answer = self.do("open", **{**where, **wish})
         assert "error" not in answer, answer
         return answer
 
@@ -87,7 +87,7 @@ class Residents:
         self.move_out(vm)
         with ExitStack() as home:
             home.enter_context(self.stage.agent(machine, vm, link))
-            process = home.enter_context(machine.start_python(_VISITOR, f"{HOME}/agent.sock"))
+            process = home.enter_context(machine.start_python(VISITOR, f"{HOME}/agent.sock"))
             application = Application(process)
             self._homes[vm] = link, home.pop_all(), application
         return application

@@ -74,7 +74,7 @@ class Stage:
         dom0.write(f"{HOME}/broker.toml", _BROKER_TOML)
         dom0.write(f"{HOME}/policy.d/10-lab.policy", f"allow vm=* server={SERVER_NAME}\n")
         dom0.sh(f"cd {HOME}; vmtokenctl ca init ca; vmtokenctl ca server ca {SERVER_NAME}", seconds=300)
-        with dom0.start(_server_command(), directory=HOME) as server:
+        with dom0.start(server_command(), directory=HOME) as server:
             server.wait_for("ACCEPT", READY_WITHIN)
             stage = cls(dom0, program)
             try:
@@ -146,11 +146,11 @@ class Stage:
         return broker
 
 
-def _server_command() -> list[str]:
-    """An OpenSSL server whose page tells what it knows of its client."""
+def server_command(port: int = SERVER_PORT) -> list[str]:
+    """An OpenSSL server whose page tells what it knows of its client; it runs in a stage's directory."""
     files = ["-cert", "ca/server.pem", "-key", "ca/server.key", "-CAfile", "ca/ca.pem"]
     strict = ["-Verify", "2", "-verify_return_error"]
-    return ["openssl", "s_server", "-accept", f"{DOM0}:{SERVER_PORT}", *files, *strict, "-www"]
+    return ["openssl", "s_server", "-accept", f"{DOM0}:{port}", *files, *strict, "-www"]
 
 
 def _wait_for(machine: Machine, process: Process, socket: str) -> None:
