@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xenlab import Lab
+from xenlab.remote import PATIENCE
 
 _COUNTER = (Path(__file__).parent / "counter.py").read_text()
 
@@ -56,7 +57,7 @@ class Counts:
     @classmethod
     def now(cls, lab: Lab, broker: int) -> Counts:
         """Of the process of a broker in dom0."""
-        return cls(**json.loads(lab.dom0.python(_COUNTER, str(broker), seconds=300)))
+        return cls(**json.loads(lab.dom0.python(_COUNTER, str(broker), seconds=300 * PATIENCE)))
 
     @property
     def numbers(self) -> dict[str, int]:

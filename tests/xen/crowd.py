@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xenlab import DomU, Lab, LabError
-from xenlab.remote import PYTHON, Process
+from xenlab.remote import PATIENCE, PYTHON, Process
 
 from tests.xen.links import Broker
 
@@ -26,7 +26,7 @@ MEMORY = 128
 WEIGHT = 4096
 """Of dom0, sixteen times that of a domU: with as much as each of twenty, nothing in it would get done."""
 
-ROUND_WITHIN = 900.0
+ROUND_WITHIN = 900.0 * PATIENCE
 """Seconds for a round, which takes twenty where the machine is quiet, and for the start of the program."""
 
 EVERY = 30.0

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xenlab import Lab, LabError, images
+from xenlab.remote import PATIENCE
 
 from tests.xen.counts import Counts, left_over, mapped_by_others
 from tests.xen.crowd import MEMORY, Crowd
@@ -27,7 +28,7 @@ from tests.xen.links import Broker
 DIRECTORY = images.BUILD / "soak"
 """Where the consoles are after it."""
 
-BESIDES = 3600.0
+BESIDES = 3600.0 * PATIENCE
 """Seconds for all that is not the soak itself: boot, warm-up, the end."""
 
 BASE_MEMORY = 2048

@@ -18,9 +18,9 @@ from xenlab import recipe
 from xenlab.errors import LabError
 from xenlab.images import Images
 from xenlab.qemu import MEMORY, Qemu
-from xenlab.remote import Channel, CommandFailed, Machine, Unreachable
+from xenlab.remote import PATIENCE, RUN_WITHIN, Channel, CommandFailed, Machine, Unreachable
 
-BOOT_WITHIN = 300.0
+BOOT_WITHIN = 300.0 * PATIENCE
 """Seconds for dom0 and for a domU to come up: ten times what they take on an idle machine with 2 cores."""
 
 LIFETIME = 1500.0
@@ -87,7 +87,7 @@ class Lab:
         """Raise LabError when Xen or dom0 is gone."""
         self._qemu.check()
 
-    def press(self, key: str, last_line: str, seconds: float = 120) -> str:
+    def press(self, key: str, last_line: str, seconds: float = RUN_WITHIN) -> str:
         """What Xen prints on its console for a key (`xl debug-keys`), up to a line that it ends with."""
         before = len(self._qemu.console)
         self.dom0.run(["xl", "debug-keys", key])
