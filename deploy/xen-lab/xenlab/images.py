@@ -105,6 +105,9 @@ def _install_agent(root: Path) -> None:
     drop_in = root / "etc/systemd/system/systemd-udev-trigger.service.d"
     drop_in.mkdir()
     shutil.copy2(_LAB / "guest/udev-trigger.conf", drop_in)
+    settings = root / "etc/systemd/system.conf.d"
+    settings.mkdir(exist_ok=True)
+    shutil.copy2(_LAB / "guest/system.conf", settings / "xenlab.conf")
     with (root / "etc/default/xen").open("a") as defaults:
         defaults.write('XENCONSOLED_ARGS="--log=guest --log-dir=/var/log/xen/console"\n')
     (root / "var/log/xen/console").mkdir(parents=True, exist_ok=True)
