@@ -6,7 +6,8 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test check bench soak deb proto constraints clean xen-lab xen-shell test-xen soak-xen
+.PHONY: setup demo test check bench soak deb proto constraints clean \
+	xen-lab xen-shell test-xen test-xen-all soak-xen
 
 setup: $(STAMP)
 
@@ -52,8 +53,11 @@ xen-lab: setup  ## a real Xen in QEMU: build its images, boot it with two domUs,
 xen-shell: setup  ## a shell in the lab, in MACHINE (dom0, web01, ...)
 	@$(XEN_LAB) shell $(MACHINE)
 
-test-xen: setup  ## the tests marked xen, in a lab booted for them; results in build/xen-lab/results
+test-xen: setup  ## tests of the Xen lab, but for the long ones, in a lab booted for them; results in build/xen-lab/results
 	@$(XEN_LAB) test -- $(PYTEST_ARGS)
+
+test-xen-all: setup  ## the long ones too
+	@$(XEN_LAB) test -- -m xen $(PYTEST_ARGS)
 
 soak-xen: setup  ## agents and domains come and go for an hour in the lab: is anything left? (docs/xen-lab.md)
 	@scripts/debian-packages.sh xen && PYTHONPATH=deploy/xen-lab $(BIN)/python -m tests.xen.soak $(SOAK_ARGS)

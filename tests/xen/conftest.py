@@ -2,7 +2,7 @@
 
     def test_something(lab: Lab) -> None:
         lab.dom0.run(["xl", "list"])                # raises CommandFailed with the output, unless check=False
-        web01 = lab.domu("web01")                   # shared by tests; booted when it is first asked for
+        web01 = lab.domu("web01")                   # shared by tests; booted when it is not there
         web01.python("import vmtoken")              # the Python of the installed product; or start_python
         with lab.dom0.start(["tail", "-f", "x"]) as tail:   # a Process, ended with the block
             tail.wait_for("ready", seconds=30)      # and write, signal, kill, stop, wait, output
@@ -23,8 +23,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from xenlab import Lab, images
+from xenlab import DomU, Lab, images
 from xenlab.suite import RESULTS
+
+from tests.xen.links import Broker
+from tests.xen.memory import TAPPED_BROKER, install_tapped_broker
+from tests.xen.nginx import nginx
+from tests.xen.residents import Application, Residents
+from tests.xen.stage import Stage
+
+VMS = ("web01", "web02")
 
 TEST_WITHIN = 600
 """Seconds for a test that sets no limit of its own, with what it boots."""
@@ -58,6 +66,58 @@ def lab(booted_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     if request.node.stash.get(_FAILED, False):
         for name, text in booted_lab.consoles().items():
             request.node.add_report_section("teardown", f"console of {name}", text)
+
+
+@pytest.fixture(scope="session")
+def booted_residents(booted_lab: Lab) -> Iterator[Residents]:
+    """web01 and web02, known by their UUIDs, agents on vchan; the broker writes down what it derives."""
+    domains = [booted_lab.domu(name) for name in VMS]
+    install_tapped_broker(booted_lab.dom0)
+    with Stage.running(booted_lab.dom0, TAPPED_BROKER) as stage, nginx(booted_lab.dom0):
+        for domain in domains:
+            stage.personalise(domain.name, domain.uuid)
+        with Residents(stage) as residents:
+            yield residents
+
+
+@pytest.fixture
+def residents(lab: Lab, booted_residents: Residents) -> Residents:
+    """The same for a test, with the broker running."""
+    if booted_residents.stage.broker.process.has_ended:
+        booted_residents.stage.broker.start()
+    return booted_residents
+
+
+@pytest.fixture
+def stage(residents: Residents) -> Stage:
+    """Broker and servers in dom0."""
+    return residents.stage
+
+
+@pytest.fixture
+def broker(stage: Stage) -> Broker:
+    """The broker in dom0."""
+    return stage.broker
+
+
+@pytest.fixture
+def applications(lab: Lab, residents: Residents) -> dict[str, Application]:
+    """An application in each VM, by its name."""
+    return {name: residents.application(lab.domu(name), name) for name in VMS}
+
+
+@pytest.fixture
+def web01(lab: Lab, applications: dict[str, Application]) -> DomU:
+    """The domain of an application that behaves."""
+    return lab.domu("web01")
+
+
+@pytest.fixture
+def own(lab: Lab, broker: Broker) -> DomU:
+    """A domU, known as a VM, that a test may do anything to."""
+    domain = lab.domu("own")
+    broker.know(domain)
+    return domain
 
 
 @pytest.fixture

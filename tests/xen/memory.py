@@ -11,7 +11,8 @@ from xenlab import DomU, Machine
 from xenlab.remote import PYTHON
 
 from tests.support.tapped_broker import Derivation, derivations
-from tests.xen.stage import HOME, Stage
+from tests.xen.links import HOME
+from tests.xen.stage import Stage
 
 _HERE = Path(__file__).parent
 _SUPPORT = _HERE.parent / "support"
@@ -58,15 +59,18 @@ class GuestMemory:
     @classmethod
     def of(cls, domain: DomU, secrets: Collection[bytes]) -> GuestMemory:
         """Dump it from dom0 and look for each of the secrets in it."""
-        dump = f"/root/{domain}.core"
-        domain.dom0.run(["xl", "dump-core", domain.name, dump], seconds=_DUMP_WITHIN)
+        pipe = f"/root/{domain}.core"
+        domain.dom0.run(["mkfifo", pipe])
         try:
             program = (_HERE / "memory_search.py").read_text()
-            wanted = json.dumps([secret.hex() for secret in secrets])
-            command = [PYTHON, "-c", program, dump]
-            answer = json.loads(domain.dom0.run(command, stdin=wanted, seconds=_DUMP_WITHIN).stdout)
+            with domain.dom0.start([PYTHON, "-c", program, pipe]) as search:
+                search.write(json.dumps([secret.hex() for secret in secrets]))
+                search.close_input()
+                domain.dom0.run(["xl", "dump-core", domain.name, pipe], seconds=_DUMP_WITHIN)
+                assert search.wait(_DUMP_WITHIN) == 0, search.output
+                answer = json.loads(search.stdout)
         finally:
-            domain.dom0.run(["rm", "-f", dump])
+            domain.dom0.run(["rm", "-f", pipe])
         return cls(frozenset(map(bytes.fromhex, answer["found"])), answer["searched"])
 
 

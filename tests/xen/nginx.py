@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from xenlab import Machine
 
-from tests.xen.stage import DOM0, HOME
+from tests.xen.links import DOM0, HOME
 
 PORT = 4434
 

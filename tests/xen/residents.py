@@ -11,11 +11,10 @@ from typing import Any
 
 from xenlab import Machine, Process
 
-from tests.xen.stage import DOM0, HOME, SERVER_NAME, Link, Stage
+from tests.xen.links import DOM0, HOME, Dialogue
+from tests.xen.stage import SERVER_NAME, Link, Stage
 
 VISITOR = (Path(__file__).parent / "visitor.py").read_text()
-_ANSWER_WITHIN = 300
-"""Seconds: a crowd of handshakes takes that under emulation when the host is busy."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,12 @@ class Application:
     """Gives orders to a visitor (tests/xen/visitor.py) in a machine."""
 
     def __init__(self, process: Process) -> None:
-        self._process = process
-        self._answers = 0
+        self.process = process
+        self._visitor = Dialogue(process)
 
     def do(self, order: str, **options: Any) -> dict[str, Any]:
         """An order, and the answer, also when that is an error."""
-        self._process.write(json.dumps({"order": order, **options}) + "\n")
-        self._answers += 1
-        found = self._process.wait_for(rf"answer {self._answers}: (.*)\n", _ANSWER_WITHIN)
-        return dict(json.loads(found[1]))
+        return dict(json.loads(self._visitor.ask(json.dumps({"order": order, **options}))))
 
     def open(self, port: int, version: str = "", **wish: Any) -> dict[str, Any]:
         """A session with a server in dom0."""
@@ -73,29 +69,48 @@ class Application:
         assert not answer, answer
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where a VM's programs are."""
+
+    machine: Machine
+    link: Link
+    agent: Process
+    application: Application
+    life: ExitStack
+    """Ends them."""
+
+    def serves(self, machine: Machine, link: Link) -> bool:
+        """Whether they run there, with that link."""
+        ended = self.agent.has_ended or self.application.process.has_ended
+        return not ended and (self.machine, self.link) == (machine, link)
+
+
 class Residents:
     """Agents and applications that stay until the end of the block, or until they are moved."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        self._homes: dict[str, tuple[Link, ExitStack, Application]] = {}
+        self._homes: dict[str, Home] = {}
 
     def application(self, machine: Machine, vm: str, link: Link = Link.VCHAN) -> Application:
         """The application of a VM whose agent has this link; started now unless it runs."""
-        if vm in self._homes and self._homes[vm][0] is link:
-            return self._homes[vm][2]
-        self.move_out(vm)
-        with ExitStack() as home:
-            home.enter_context(self.stage.agent(machine, vm, link))
-            process = home.enter_context(machine.start_python(VISITOR, f"{HOME}/agent.sock"))
-            application = Application(process)
-            self._homes[vm] = link, home.pop_all(), application
-        return application
+        if not (vm in self._homes and self._homes[vm].serves(machine, link)):
+            self.move_out(vm)
+            with ExitStack() as life:
+                agent = life.enter_context(self.stage.agent(machine, vm, link))
+                process = life.enter_context(machine.start_python(VISITOR, f"{HOME}/agent.sock"))
+                self._homes[vm] = Home(machine, link, agent, Application(process), life.pop_all())
+        return self._homes[vm].application
+
+    def agent(self, vm: str) -> Process:
+        """The agent of a VM that has moved in."""
+        return self._homes[vm].agent
 
     def move_out(self, vm: str) -> None:
         """End agent and application of a VM."""
         if vm in self._homes:
-            self._homes.pop(vm)[1].close()
+            self._homes.pop(vm).life.close()
 
     def __enter__(self) -> Residents:
         return self

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from xenlab import Lab
 
-from tests.xen.nginx import PORT, nginx
+from tests.xen.links import DOM0
+from tests.xen.nginx import PORT
 from tests.xen.residents import Application, Residents
-from tests.xen.stage import DOM0, SERVER_NAME, Link, Stage
+from tests.xen.stage import SERVER_NAME, Link
 
-ROUNDS = 6
+ROUNDS = 3
 CALLS, HANDSHAKES, CROWD = 20, 4, 8
 """In a round, one after the other; and handshakes at once."""
 
@@ -54,21 +55,18 @@ class Contender:
 
 
 @pytest.fixture
-def contenders(lab: Lab) -> Iterator[list[Contender]]:
+def contenders(
+    lab: Lab, residents: Residents, applications: dict[str, Application]
+) -> Iterator[list[Contender]]:
     """vchan in one domU, TCP in another, the Unix socket in dom0, where alone there is one."""
-    places = {
-        "web01": (lab.domu("web01"), Link.VCHAN),
-        "web02": (lab.domu("web02"), Link.TCP),
-        "local": (lab.dom0, Link.UNIX),
-    }
-    with Stage.running(lab.dom0) as stage, nginx(lab.dom0), Residents(stage) as residents:
-        for vm, (machine, link) in places.items():
-            stage.personalise(vm, machine.uuid if link is Link.VCHAN else None)
-        stage.enroll(lab.domu("web02"))
-        yield [
-            Contender(link, residents.application(machine, vm, link))
-            for vm, (machine, link) in places.items()
-        ]
+    residents.stage.enroll(lab.domu("web02"))
+    residents.stage.personalise("local")
+    yield [
+        Contender(Link.VCHAN, applications["web01"]),
+        Contender(Link.TCP, residents.application(lab.domu("web02"), "web02", Link.TCP)),
+        Contender(Link.UNIX, residents.application(lab.dom0, "local", Link.UNIX)),
+    ]
+    residents.move_out("local")
 
 
 def test_figures(contenders: list[Contender], figures: Callable[[str], None]) -> None:

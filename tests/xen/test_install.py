@@ -19,10 +19,11 @@ from xenlab import DomU, Lab, Machine, product
 
 from tests.support.debian import Package
 from tests.xen.document import Block, blocks
+from tests.xen.links import DOM0, HOME
 from tests.xen.nginx import PORT as NGINX
 from tests.xen.nginx import nginx
 from tests.xen.residents import VISITOR, Application, Seen
-from tests.xen.stage import DOM0, HOME, server_command
+from tests.xen.stage import server_command
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -7,7 +7,6 @@ gives its identity to somebody else; sessions go on whatever happens to the brok
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,15 @@ import pytest
 from xenlab import DomU, Lab
 
 from tests.support.session_secrets import sorted_out
-from tests.xen.memory import TAPPED_BROKER, GuestMemory, Tap, install_tapped_broker, kept_by
+from tests.xen.links import DOM0, HOME, LINK_PORT, Broker
+from tests.xen.memory import GuestMemory, Tap, kept_by
 from tests.xen.nginx import PORT as NGINX
-from tests.xen.nginx import nginx
 from tests.xen.residents import Application, Residents, Seen
-from tests.xen.stage import DOM0, LINK_PORT, Stage
 from tests.xen.stage import SERVER_PORT as OPENSSL
 from vmtoken.transport import libxenvchan
 from vmtoken.transport.vchan import READ_RING, WRITE_RING
 
-VMS = ("web01", "web02")
 VERSIONS = ("1.2", "1.3")
-
-
-@pytest.fixture(scope="module")
-def residents(booted_lab: Lab) -> Iterator[Residents]:
-    """Both domains, known by their UUIDs, their agents on vchan; the broker writes down what it derives."""
-    install_tapped_broker(booted_lab.dom0)
-    domains = {name: booted_lab.domu(name) for name in VMS}
-    with Stage.running(booted_lab.dom0, TAPPED_BROKER) as stage, nginx(booted_lab.dom0):
-        for name, domain in domains.items():
-            stage.personalise(name, domain.uuid)
-        with Residents(stage) as residents:
-            yield residents
-
-
-@pytest.fixture
-def applications(lab: Lab, residents: Residents) -> dict[str, Application]:
-    """An application in each VM."""
-    return {name: residents.application(lab.domu(name), name) for name in VMS}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -78,7 +57,7 @@ def test_a_guests_memory_holds_the_keys_of_its_open_sessions_and_no_other_secret
     assert len(secrets) > 50
 
     keys, pins = kept_by(residents.stage, "web01-card")
-    assert len(pins) == 2 * len(VMS)
+    assert len(pins) == 2 * len(applications)
     must_stay = {*secrets, *key_blocks_of_the_other, *keys, *pins}
     memory = GuestMemory.of(lab.domu("web01"), {*must_stay, *key_blocks})
     assert key_blocks <= memory.found, "the search does not find what is there"
@@ -104,7 +83,7 @@ def test_root_in_another_vm_cannot_use_the_token_by_any_way_tried(
     assert applications["web01"].seen(session).client == "web01"
 
 
-def test_another_user_of_dom0_cannot_open_the_socket_of_a_vm(lab: Lab, residents: Residents) -> None:
+def test_another_user_of_dom0_cannot_open_the_socket_of_a_vm(lab: Lab, broker: Broker) -> None:
     source = """
 import os, socket, sys
 os.setgid(65534); os.setuid(65534)
@@ -113,24 +92,20 @@ try:
 except OSError as error:
     print(type(error).__name__)
 """
-    path = "/root/stage/run/vms/web01/broker.sock"
-    assert lab.dom0.python(source, path).strip() == "PermissionError"
+    assert lab.dom0.python(source, f"{HOME}/run/vms/web01/broker.sock").strip() == "PermissionError"
 
 
 @pytest.mark.parametrize("end", ["stopped", "killed"])
-def test_sessions_outlive_the_broker(
-    residents: Residents, applications: dict[str, Application], end: str
-) -> None:
+def test_sessions_outlive_the_broker(broker: Broker, applications: dict[str, Application], end: str) -> None:
     sessions = [
         (name, application, application.open(NGINX, version), version)
         for name, application in applications.items()
         for version in (*VERSIONS, *VERSIONS)
     ]
-    broker = residents.stage.broker
-    broker.stop() if end == "stopped" else broker.kill()
-    assert broker.has_ended
+    broker.process.stop() if end == "stopped" else broker.process.kill()
+    assert broker.process.has_ended
     seen_without_broker = [application.seen(session) for _, application, session, _ in sessions]
-    residents.stage.start_broker()
+    broker.start()
     seen_after = [application.seen(session) for _, application, session, _ in sessions]
     for seen in (seen_without_broker, seen_after):
         assert [(each.client, each.version) for each in seen] == [

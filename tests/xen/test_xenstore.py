@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from xenlab import Lab
 
 _USE = """
@@ -25,8 +24,11 @@ async def main():
     await store.set_permissions(f"{home}/a", wanted)
     assert await store.permissions(f"{home}/a") == wanted
     for number in range(400):
-        await store.make_directory(f"{home}/many/child-{number:04}-of-four-hundred")
-    assert len(await store.directory(f"{home}/many")) == 400
+        await store.make_directory(f"{home}/many/{number:010}")
+    try:
+        print(len(await store.directory(f"{home}/many")), "children")
+    except OSError as error:
+        print(error.strerror)
     store.unwatch(home, token)
     await store.remove(home)
     await store.remove(home)
@@ -47,11 +49,14 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("name", ["dom0", "web01"])
-def test_our_client_and_the_real_xenstore_understand_each_other(lab: Lab, name: str) -> None:
-    machine = lab.dom0 if name == "dom0" else lab.domu(name)
-    domid = 0 if name == "dom0" else lab.domu(name).domid
-    assert machine.python(_USE).strip() == f"in order {domid}"
+def test_our_client_understands_xenstore_over_its_socket(lab: Lab) -> None:
+    assert lab.dom0.python(_USE).splitlines() == ["400 children", "in order 0"]
+
+
+def test_our_client_understands_xenstore_over_the_device(lab: Lab) -> None:
+    """oxenstored of Xen 4.17 has no XS_DIRECTORY_PART: what does not fit into a message cannot be listed."""
+    web01 = lab.domu("web01")
+    assert web01.python(_USE).splitlines() == ["Function not implemented", f"in order {web01.domid}"]
 
 
 def test_the_nodes_that_say_who_a_domain_is_are_the_toolstacks(lab: Lab) -> None:

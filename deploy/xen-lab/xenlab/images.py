@@ -67,7 +67,7 @@ def _build(parts: Path, directory: Path) -> None:
 def _populate(root: Path, parts: Path, role: str) -> None:
     run(["tar", "--extract", "--file", parts / debian.ROOT, "--directory", root])
     run(["cp", "-a", "--no-target-directory", parts / debian.MODULES / "lib", root / "usr/lib"])
-    product.install(root, role)
+    product.install(root)
     _install_agent(root)
     _settle(root)
     if role == "domu":

@@ -14,11 +14,8 @@ from xenlab.host import run
 
 REPOSITORY = Path(__file__).parents[3]
 
-PACKAGES = {
-    "dom0": ("vmtoken-common", "vmtoken-broker", "vmtoken-agent"),
-    "domu": ("vmtoken-common", "vmtoken-agent"),
-}
-"""What is in a machine, by its role. dom0 has the agent too, for trials on one machine."""
+PACKAGES = ("vmtoken-common", "vmtoken-broker", "vmtoken-agent")
+"""In every machine: dom0 has the agent too, for trials on one machine, and a domU can be a service domain."""
 
 _UNITS = ("vmtoken-broker.service", "vmtoken-agent.service")
 _SOURCES = (
@@ -48,14 +45,14 @@ def packages() -> Path:
     return cached(REPOSITORY / "build/xen-lab", "packages", key, build)
 
 
-def install(root: Path, role: str) -> None:
-    """Install the product into the root file system of a machine that is `dom0` or `domu`.
+def install(root: Path) -> None:
+    """Install the product into the root file system of a machine.
 
     Its units are there and disabled: a test starts those that it is about.
     """
     with tempfile.TemporaryDirectory(dir=root / "tmp") as scratch:
         names = []
-        for package in PACKAGES[role]:
+        for package in PACKAGES:
             (archive,) = packages().glob(f"{package}_*.deb")
             shutil.copy2(archive, scratch)
             names.append(Path("/") / Path(scratch).relative_to(root) / archive.name)

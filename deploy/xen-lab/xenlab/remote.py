@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,9 +311,9 @@ class Machine:
         """Run Python source with the installed product on its path, and give what it printed."""
         return self.run([PYTHON, "-c", source, *arguments], seconds=seconds).stdout
 
-    def start_python(self, source: str, *arguments: str) -> Process:
+    def start_python(self, source: str, *arguments: str, directory: str = "/root") -> Process:
         """Start Python source with the installed product on its path; its output is not buffered."""
-        return self.start([PYTHON, "-u", "-c", source, *arguments])
+        return self.start([PYTHON, "-u", "-c", source, *arguments], directory=directory)
 
     def write(self, path: str, data: str | bytes, mode: int = 0o644) -> None:
         """Make a file."""
@@ -336,8 +335,8 @@ class Machine:
 
     def wait_until(self, script: str, seconds: float = RUN_WITHIN) -> None:
         """Run a shell script again and again until its exit code is 0."""
-        deadline = time.monotonic() + seconds
-        while self.run(["sh", "-c", script], check=False).returncode != 0:
-            if time.monotonic() > deadline:
-                raise LabError(f"{self}: {script!r} did not become true within {seconds:.0f} s")
-            time.sleep(0.2)
+        waiting = self.start(["sh", "-c", f"until {{ {script}\n}} do sleep 0.3; done"])
+        try:
+            waiting.wait(seconds)
+        except CommandFailed as error:
+            raise LabError(f"{self}: {script!r} did not become true within {seconds:.0f} s") from error
