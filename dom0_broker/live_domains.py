@@ -1,7 +1,8 @@
 """Which domains run now and which VM each of them is, as the toolstack wrote it into xenstore.
 
-A VM is known by the UUID of its domain, read at `/local/domain/DOMID/vm` and below `/vm`, where only dom0 can
-write: that is looked at, not assumed. In a service domain, which may not read there, a helper in dom0
+A VM is known by the UUID of its domain: `/local/domain/DOMID/vm` names the path `/vm/UUID`, and only dom0 can
+write there, which is looked at, not assumed. What lies under that path is not read: libxl removes it with the
+first of two domains that have one UUID. In a service domain, which may not read this, a helper in dom0
 publishes the same (`dom0_broker.publisher`).
 """
 
@@ -80,10 +81,10 @@ class ToolstackDirectory:
         home = f"/local/domain/{domid}"
         try:
             vm = await self._trusted(f"{home}/vm")
-            number = parsed_uuid(await self._trusted(f"{vm}/uuid")) if vm.startswith("/vm/") else None
             name = await self._store.read_text(f"{home}/name")
         except (FileNotFoundError, PermissionError):
             return None
+        number = parsed_uuid(vm.removeprefix("/vm/")) if vm.startswith("/vm/") else None
         return None if number is None else LiveDomain(domid, number, name)
 
     async def _trusted(self, path: str) -> str:

@@ -107,6 +107,12 @@ class Residents:
         """The agent of a VM that has moved in."""
         return self._homes[vm].agent
 
+    def said(self, characters: int = 4000) -> dict[str, str]:
+        """The last lines of the broker and of all agents."""
+        programs = {f"agent of {vm}": home.agent for vm, home in self._homes.items()}
+        programs["broker"] = self.stage.broker.process
+        return {name: process.output[-characters:] for name, process in programs.items()}
+
     def move_out(self, vm: str) -> None:
         """End agent and application of a VM."""
         if vm in self._homes:

@@ -69,6 +69,7 @@ def contenders(
     residents.move_out("local")
 
 
+@pytest.mark.long
 def test_figures(contenders: list[Contender], figures: Callable[[str], None]) -> None:
     for contender in contenders:
         contender.take_turn()  # links, streams and caches are warm after it

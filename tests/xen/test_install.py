@@ -25,7 +25,7 @@ from tests.xen.nginx import nginx
 from tests.xen.residents import VISITOR, Application, Seen
 from tests.xen.stage import server_command
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 DOCUMENT = product.REPOSITORY / "docs/install-xen.md"
 NOT_HERE = {"where you build": "the lab has built them", "A service domain": "test_vchan_life.py has one"}
@@ -38,6 +38,7 @@ SERVER_PORT = 443
 PACKAGES = "/root/packages"
 """Where the operator has put the packages; every command is run there."""
 
+ALL = product.PACKAGES
 BOTH = ("vmtoken-broker", "vmtoken-agent")
 APT_WITHIN = 900
 """Seconds; apt and the compiler of Python need a minute on a quiet machine, and seven on a busy one."""
@@ -114,13 +115,13 @@ def left(booted_lab: Lab, web01: DomU) -> Iterator[Left]:
     dom0 = booted_lab.dom0
     dom0.run(["systemctl", "enable", *BOTH])
     dom0.run(["systemctl", "start", BOTH[0]], seconds=APT_WITHIN)
-    apt = "DEBIAN_FRONTEND=noninteractive apt {} --yes vmtoken-broker vmtoken-agent vmtoken-common"
+    apt = f"DEBIAN_FRONTEND=noninteractive apt {{}} --yes {' '.join(ALL)}"
     dom0.sh(apt.format("remove"), seconds=APT_WITHIN)
     removed = _traces(dom0)
     dom0.sh(apt.format("purge"), seconds=APT_WITHIN)
     units = dom0.sh("systemctl list-units --all --plain --no-legend 'vmtoken*'")
     state = dom0.sh("systemctl is-system-running || true").strip()
-    _put(dom0, product.PACKAGES["dom0"])
+    _put(dom0, ALL)
     yield Left(removed, _traces(dom0), units, _groups(dom0), state)
     dom0.sh(f"apt install --yes {PACKAGES}/vmtoken-*.deb", seconds=APT_WITHIN)
     dom0.run(["systemctl", "disable", "--now", *BOTH], seconds=APT_WITHIN)
@@ -132,8 +133,8 @@ def operator(booted_lab: Lab, web01: DomU, left: Left) -> Iterator[Operator]:
     dom0 = booted_lab.dom0
     operator = Operator(dom0, web01)
     web01.wait_until_up()
-    _put(web01, product.PACKAGES["domu"])
-    web01.sh("apt purge --yes vmtoken-agent vmtoken-common", seconds=APT_WITHIN)
+    _put(web01, ("vmtoken-common", "vmtoken-agent"))
+    web01.sh(f"apt purge --yes {' '.join(ALL)}", seconds=APT_WITHIN)
     operator.follow("Installing on Xen", "in dom0", "in the VM")
     web01.sh(f"grep {SERVER} /etc/hosts || echo {DOM0} {SERVER} >> /etc/hosts")
     dom0.sh(f"cd {PACKAGES}; vmtokenctl ca init servers; vmtokenctl ca server servers {SERVER}")
@@ -212,7 +213,7 @@ def test_rebooted_vm_has_its_token_again(operator: Operator) -> None:
 
 def test_open_sessions_do_not_notice_an_upgrade_of_the_broker(operator: Operator, tmp_path: Path) -> None:
     dom0 = operator.dom0
-    _put(dom0, product.PACKAGES["dom0"], next_build=tmp_path)
+    _put(dom0, ALL, next_build=tmp_path)
     known = _known(dom0)
     with _application(operator.vm) as application:
         versions = ("1.2", "1.3") * 2

@@ -39,6 +39,7 @@ def test_servers_see_the_certificate_of_the_vm_that_connects(
         application.close(resumed)
 
 
+@pytest.mark.long
 def test_a_guests_memory_holds_the_keys_of_its_open_sessions_and_no_other_secret(
     lab: Lab, residents: Residents, applications: dict[str, Application], tmp_path: Path
 ) -> None:

@@ -47,9 +47,9 @@ def evil(lab: Lab, residents: Residents) -> DomU:
 
 
 @pytest.fixture
-def good(applications: dict[str, Application]) -> Application:
-    """An application of web01, which has a link and uses it."""
-    return applications["web01"]
+def good(web01: DomU, residents: Residents) -> Application:
+    """An application of a VM that has a link and uses it."""
+    return residents.application(web01, "web01")
 
 
 @pytest.mark.parametrize("what", sorted(_SPOILED))
@@ -171,7 +171,10 @@ except OSError as error:
         assert "refused" in evil.python(serve, str(victim), path)
 
 
-def test_a_second_domain_with_the_uuid_of_a_first_gets_no_link(lab: Lab, broker: Broker, web01: DomU) -> None:
+@pytest.mark.long
+def test_a_second_domain_with_the_uuid_of_a_first_gets_no_link_and_takes_none_away(
+    lab: Lab, broker: Broker, web01: DomU, good: Application
+) -> None:
     copy = lab.create("copy", identity=web01.uuid)
     try:
         broker.wait_for_record("domain-refused", copy.domid)
@@ -179,6 +182,8 @@ def test_a_second_domain_with_the_uuid_of_a_first_gets_no_link(lab: Lab, broker:
         assert broker.vm(web01)["domid"] == web01.domid
     finally:
         copy.destroy()
+    assert broker.vm(web01)["domid"] == web01.domid, "libxl has removed /vm/UUID with the copy"
+    serves(good)
 
 
 def test_servers_past_the_limit_of_grants_are_errors(lab: Lab) -> None:

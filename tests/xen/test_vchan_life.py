@@ -49,6 +49,7 @@ def test_a_stopped_broker_leaves_nothing_behind_and_is_found_again(
         assert application.do("tokens") == ITS_TOKENS
 
 
+@pytest.mark.long
 def test_a_reboot_changes_the_domid_and_not_the_vm(broker: Broker, own: DomU) -> None:
     before = own.domid
     with probe_in(own):
@@ -60,6 +61,7 @@ def test_a_reboot_changes_the_domid_and_not_the_vm(broker: Broker, own: DomU) ->
     assert (shown["domid"], shown["agent"]) == (own.domid, True)
 
 
+@pytest.mark.long
 def test_a_saved_domain_is_the_same_vm_when_restored(broker: Broker, own: DomU) -> None:
     """The agent that runs meanwhile finds its broker by itself: the domid is another, its channel is gone."""
     before = own.domid
@@ -81,6 +83,7 @@ def test_a_destroyed_domain_leaves_nothing_behind(lab: Lab, broker: Broker, own:
     assert "(null)" not in lab.dom0.sh("xl list"), "grants of ours keep a dead domain"
 
 
+@pytest.mark.long
 def test_a_domain_that_shuts_down_is_gone(lab: Lab, broker: Broker, own: DomU) -> None:
     domid = own.domid
     own.shut_down()
@@ -88,6 +91,7 @@ def test_a_domain_that_shuts_down_is_gone(lab: Lab, broker: Broker, own: DomU) -
     assert str(domid) not in nodes(lab.dom0)
 
 
+@pytest.mark.long
 def test_a_paused_domain_is_let_go_and_comes_back(
     lab: Lab, broker: Broker, web01: DomU, applications: dict[str, Application]
 ) -> None:
@@ -101,6 +105,7 @@ def test_a_paused_domain_is_let_go_and_comes_back(
     assert applications["web01"].do("tokens") == ITS_TOKENS
 
 
+@pytest.mark.long
 def test_agents_that_come_and_go_leave_nothing_behind(
     broker: Broker, web01: DomU, residents: Residents
 ) -> None:
@@ -116,6 +121,7 @@ def test_agents_that_come_and_go_leave_nothing_behind(
     assert broker.descriptors <= before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_an_application_goes_on_with_an_agent_that_was_started_again(
     web01: DomU, residents: Residents, signal_number: int
@@ -127,6 +133,7 @@ def test_an_application_goes_on_with_an_agent_that_was_started_again(
     assert residents.application(web01, "web01").do("tokens") == ITS_TOKENS
 
 
+@pytest.mark.long
 def test_a_broker_in_a_service_domain_serves_other_domains(
     lab: Lab, own: DomU, web01: DomU, residents: Residents
 ) -> None:

@@ -23,7 +23,7 @@ from xenlab.remote import PATIENCE, RUN_WITHIN, Channel, CommandFailed, Machine,
 BOOT_WITHIN = 300.0 * PATIENCE
 """Seconds for dom0 and for a domU to come up: ten times what they take on an idle machine with 2 cores."""
 
-LIFETIME = 1500.0
+LIFETIME = 2900.0
 """Seconds after which a lab ends, whatever it does."""
 
 _FIRST_ADDRESS = 10
