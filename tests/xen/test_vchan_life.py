@@ -149,7 +149,9 @@ def test_a_broker_in_a_service_domain_serves_other_domains(
     lab.dom0.sh(f"xenstore-rm /local/domain/{web01.domid}/vmtoken")
 
 
-def test_configuration_of_a_domain_makes_it_known(broker: Broker, own: DomU) -> None:
-    broker.control("vm", "remove", own.name)
-    broker.control("vm", "add", "--from-config", own.config_path)
-    assert broker.vm(own)["uuid"] == str(own.uuid)
+def test_configuration_of_a_domain_makes_it_known(lab: Lab, broker: Broker) -> None:
+    paper = lab.define("paper")
+    lab.dom0.write(paper.config_path, paper.config)
+    broker.control("vm", "add", "--from-config", paper.config_path)
+    shown = broker.vm(paper)
+    assert (shown["uuid"], shown["domain"]) == (str(paper.uuid), "gone")
