@@ -63,7 +63,7 @@ def test_a_reboot_changes_the_domid_and_not_the_vm(broker: Broker, own: DomU) ->
 
 @pytest.mark.long
 def test_a_saved_domain_is_the_same_vm_when_restored(broker: Broker, own: DomU) -> None:
-    """The agent that runs meanwhile finds its broker by itself: the domid is another, its channel is gone."""
+    """Its domid is another and its channel a new one."""
     before = own.domid
     own.save("/root/own.save")
     broker.wait_for_record("domain-gone", before)
@@ -123,7 +123,7 @@ def test_agents_that_come_and_go_leave_nothing_behind(
 
 @pytest.mark.long
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-def test_an_application_goes_on_with_an_agent_that_was_started_again(
+def test_an_agent_that_ended_is_followed_by_another(
     web01: DomU, residents: Residents, signal_number: int
 ) -> None:
     residents.application(web01, "web01")
