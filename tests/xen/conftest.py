@@ -21,6 +21,7 @@ More is in docs/xen-lab.md, deploy/xen-lab/xenlab/lab.py and remote.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from xenlab import DomU, Lab, images
@@ -33,6 +34,9 @@ from tests.xen.residents import Application, Residents
 from tests.xen.stage import Stage
 
 VMS = ("web01", "web02")
+
+OWN = "own"
+"""The domU of the fixture with this name."""
 
 TEST_WITHIN = 600
 """Seconds for a test that sets no limit of its own, with what it boots."""
@@ -72,11 +76,11 @@ def lab(booted_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def booted_residents(booted_lab: Lab) -> Iterator[Residents]:
     """web01 and web02, known by their UUIDs, agents on vchan; the broker writes down what it derives."""
-    domains = [booted_lab.domu(name) for name in VMS]
+    booted_lab.prepare(*VMS, OWN)
     install_tapped_broker(booted_lab.dom0)
     with Stage.running(booted_lab.dom0, TAPPED_BROKER) as stage, nginx(booted_lab.dom0):
-        for domain in domains:
-            stage.personalise(domain.name, domain.uuid)
+        for name in VMS:
+            stage.personalise(name, booted_lab.domu(name).uuid)
         with Residents(stage) as residents:
             yield residents
 
@@ -107,7 +111,12 @@ def broker(stage: Stage) -> Broker:
 @pytest.fixture
 def applications(lab: Lab, residents: Residents) -> dict[str, Application]:
     """An application in each VM, by its name."""
-    return {name: residents.application(lab.domu(name), name) for name in VMS}
+
+    def resident(name: str) -> tuple[str, Application]:
+        return name, residents.application(lab.domu(name), name)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(pool.map(resident, VMS))
 
 
 @pytest.fixture
@@ -119,7 +128,7 @@ def web01(lab: Lab) -> DomU:
 @pytest.fixture
 def own(lab: Lab, broker: Broker) -> DomU:
     """A domU, known as a VM, that a test may do anything to."""
-    domain = lab.domu("own")
+    domain = lab.domu(OWN)
     broker.know(domain)
     return domain
 

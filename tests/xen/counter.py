@@ -67,7 +67,7 @@ def main() -> None:
     """Count everything once."""
     broker = int(sys.argv[1])
     (xenstored,) = map(int, output("pidof", "oxenstored", "xenstored")[0].split())
-    nodes = [line.split(" = ")[0] for line in output("xenstore-ls", "-f", LINKS)]
+    nodes = [line.split(" = ")[0] for line in output("xenstore-ls", "-f", LINKS) if " = " in line]
     granted, free, frames = kernel_numbers("gref_size", "gnttab_free_count", "nr_grant_frames")
     domains = [line.split() for line in output("xl", "list")[1:]]
     counts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,11 @@ class Broker:
     def vm(self, domain: DomU) -> dict[str, Any]:
         """What `vm list` says of one."""
         return next(vm for vm in self.vms() if vm["name"] == domain.name)
+
+    def wait_for_agent(self, domain: DomU, *, connected: bool = True) -> None:
+        """Until a domain's agent has its link, or is without; for as long as a test may take."""
+        while self.vm(domain)["agent"] is not connected:
+            time.sleep(0.5)
 
     def records(self, event: str, domid: int) -> int:
         """How many of an event the audit log has of a domain."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,7 @@ _APPLICATIONS = f"""\
 [applications]
 socket = "{HOME}/agent.sock"
 """
+_AGENT = ("vmtoken-agent", "--config", f"{HOME}/agent.toml")
 
 
 class Link(enum.Enum):
@@ -87,12 +89,15 @@ class Stage:
     @contextmanager
     def agent(self, machine: Machine, vm: str, link: Link) -> Iterator[Process]:
         """An agent of a VM, as long as the block lasts."""
-        machine.sh(f"mkdir -p {HOME}; rm -f {HOME}/agent.sock")
-        settings = link.value.replace("{home}", HOME).replace("{name}", vm)
-        machine.write(f"{HOME}/agent.toml", settings + _APPLICATIONS, mode=0o600)
-        with machine.start(["vmtoken-agent", "--config", f"{HOME}/agent.toml"]) as agent:
+        _configure_agent(machine, vm, link)
+        with machine.start(_AGENT) as agent:
             wait_for_socket(machine, agent, f"{HOME}/agent.sock")
             yield agent
+
+    def leave_agent(self, domain: DomU) -> int:
+        """Start one over vchan that outlives the lab's line to the domain; its PID."""
+        _configure_agent(domain, domain.name, Link.VCHAN)
+        return int(domain.sh(f"setsid {shlex.join(_AGENT)} </dev/null >{HOME}/agent.log 2>&1 & echo $!"))
 
     def connect(self, machine: Machine, *options: str) -> tuple[dict[str, Any], str]:
         """`vmtoken connect` to the server: what it says of the session, and the server's page."""
@@ -112,6 +117,12 @@ class Stage:
         )
         told = [line for line in answer.stderr.splitlines() if line.startswith("{")]
         return json.loads(told[-1]), answer.stdout
+
+
+def _configure_agent(machine: Machine, vm: str, link: Link) -> None:
+    machine.sh(f"mkdir -p {HOME}; rm -f {HOME}/agent.sock")
+    settings = link.value.replace("{home}", HOME).replace("{name}", vm)
+    machine.write(f"{HOME}/agent.toml", settings + _APPLICATIONS, mode=0o600)
 
 
 def server_command(port: int = SERVER_PORT) -> list[str]:

@@ -65,10 +65,17 @@ class Lab:
 
     def domu(self, name: str) -> DomU:
         """A domU that tests share; made when it is first asked for, and again when it was destroyed."""
-        domain = self._domains.get(name)
-        if domain is None or not domain.is_alive:
-            domain = self.create(name)
+        self.prepare(name)
+        domain = self._domains[name]
+        domain.wait_until_up()
         return domain
+
+    def prepare(self, *names: str) -> None:
+        """Let domUs that tests share boot while the caller goes on."""
+        for name in names:
+            domain = self._domains.get(name)
+            if domain is None or not domain.is_alive:
+                self.define(name).create()
 
     def create(self, name: str, **options: object) -> DomU:
         """Make a domU and wait until it takes commands; options as for `DomU`."""

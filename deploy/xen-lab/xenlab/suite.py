@@ -32,6 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         "-m",
         "xen and not long",
         "--xen-lab",
+        "--override-ini=testpaths=tests/xen",
         f"--junitxml={RESULTS / 'junit.xml'}",
     ]
     pytest = subprocess.Popen(
