@@ -29,10 +29,14 @@ from vmtoken.token import Assurance
 
 @dataclass(frozen=True, slots=True)
 class Residence:
-    """The domain that a VM is now, if any, and whether its agent is at the other end of the vchan."""
+    """The domain that a VM is now, if any."""
 
     domid: int | None
     connected: bool
+    """Whether its agent is at the other end of the vchan."""
+
+    unlinked: bool
+    """Whether it has none because of `unlink`."""
 
 
 class LinkControl(Protocol):
@@ -56,6 +60,14 @@ class LinkControl(Protocol):
 
     def residence(self, vm: DomainIdentity) -> Residence | None:
         """The domain that a VM is now."""
+        ...
+
+    async def unlink_vm(self, vm: DomainIdentity) -> bool:
+        """End the vchan of a VM; whether its domain runs."""
+        ...
+
+    def link_vm(self, vm: DomainIdentity) -> None:
+        """Open the vchan of a VM again."""
         ...
 
 
@@ -118,6 +130,22 @@ class VmAdministration:
             self._desk.sessions.forget_vm(vm.uuid)
             await self._record("vm-removed", vm)
             await self._links.close_vm(vm)
+
+    async def unlink(self, name_or_uuid: str) -> None:
+        """End the vchan of a VM before its domain is saved. Raises `NotFound`, `Conflict`."""
+        vm = self._desk.inventory.vm(name_or_uuid).identity
+        if not await self._links.unlink_vm(vm):
+            raise Conflict(
+                f"VM '{vm.name}' has no vchan that could be ended: its domain does not run, "
+                "or vchan is not enabled in broker.toml."
+            )
+        await self._record("vm-unlinked", vm)
+
+    async def link(self, name_or_uuid: str) -> None:
+        """Take `unlink` back. Raises `NotFound`."""
+        vm = self._desk.inventory.vm(name_or_uuid).identity
+        self._links.link_vm(vm)
+        await self._record("vm-linked", vm)
 
     async def enroll(self, name_or_uuid: str, untrusted_request: bytes) -> tuple[bytes, bytes]:
         """The VM's new enrolment certificate and the CA's, DER. Raises `NotFound`, `InvalidRequest`."""

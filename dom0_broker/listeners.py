@@ -129,7 +129,16 @@ class Links:
         """Where a VM lives as far as vchan links know; None when there are no such links."""
         if self._vchan is None:
             return None
-        return Residence(self._vchan.domid(vm), self._vchan.connected(vm))
+        return Residence(self._vchan.domid(vm), self._vchan.connected(vm), self._vchan.unlinked(vm))
+
+    async def unlink_vm(self, vm: DomainIdentity) -> bool:
+        """End the vchan of a VM until it has another domain; whether it has one to be unlinked from."""
+        return self._vchan is not None and await self._vchan.unlink(vm)
+
+    def link_vm(self, vm: DomainIdentity) -> None:
+        """Open the vchan of a VM again."""
+        if self._vchan is not None:
+            self._vchan.link(vm)
 
     @property
     def doubles(self) -> list[int]:

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 RECONNECT: Final = 2.0
 """Seconds between tries to reach xenstore again."""
 
+GIVE_BACK: Final = 1.0
+"""Seconds that an agent gets to close its end of a link that was ended: it needs milliseconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resident:
@@ -78,6 +81,7 @@ class VchanLinks:
 
         self._impostors: set[LiveDomain] = set()
         self._serving: dict[Resident, asyncio.Task[None]] = {}
+        self._unlinked: set[Resident] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._accepting = True
@@ -91,18 +95,37 @@ class VchanLinks:
 
     def domid(self, vm: DomainIdentity) -> int | None:
         """The domain that a VM has now."""
-        return next((each.domid for each in self._serving if each.vm.uuid == vm.uuid), None)
+        return next((each.domid for each in self._residents if each.vm.uuid == vm.uuid), None)
 
     def connected(self, vm: DomainIdentity) -> bool:
         """Whether the agent of a VM is at the other end of its vchan."""
         return any(caller.vm.uuid == vm.uuid for caller in self._door.callers)
 
+    def unlinked(self, vm: DomainIdentity) -> bool:
+        """Whether the domain that a VM has now was unlinked."""
+        return any(each.vm.uuid == vm.uuid for each in self._unlinked)
+
+    async def unlink(self, vm: DomainIdentity) -> bool:
+        """End the link of a VM until it has another domain, or `link`; whether it has a domain."""
+        self._unlinked |= {each for each in self._serving if each.vm.uuid == vm.uuid}
+        self.reconsider()
+        await self.settled()
+        await asyncio.sleep(GIVE_BACK)
+        return self.unlinked(vm)
+
+    def link(self, vm: DomainIdentity) -> None:
+        """Take `unlink` back."""
+        self._unlinked = {each for each in self._unlinked if each.vm.uuid != vm.uuid}
+        self.reconsider()
+
     def reconsider(self) -> None:
         """VMs have become known, or were forgotten: serve those whose domain runs, and no others."""
         known = {vm.uuid: vm for vm in self._vms()}
-        held = {resident.vm.uuid: resident.domid for resident in self._serving}
+        held = {resident.vm.uuid: resident.domid for resident in self._residents}
         chosen, doubles = one_of_each(self._domains, held)
-        wanted = {Resident(known[each.uuid], each.domid) for each in chosen if each.uuid in known}
+        present = {Resident(known[each.uuid], each.domid) for each in chosen if each.uuid in known}
+        self._unlinked &= present
+        wanted = present - self._unlinked
         for resident in self._serving.keys() - wanted:
             self._end(resident)
         for resident in sorted(wanted - self._serving.keys(), key=lambda each: each.domid):
@@ -128,6 +151,10 @@ class VchanLinks:
         """Wait until links that end have ended."""
         while self._ending:
             await asyncio.wait(list(self._ending))
+
+    @property
+    def _residents(self) -> set[Resident]:
+        return self._unlinked | self._serving.keys()
 
     async def _watch(self, store: Xenstore) -> None:
         """As long as the broker runs: xenstore may be lost, and links that are open do not need it."""

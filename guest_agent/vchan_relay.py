@@ -107,13 +107,12 @@ class VchanRelay:
                 await transport.given_back()
 
     async def _dial(self) -> tuple[VchanTransport, SpliceEnd]:
-        """As soon as the broker serves us. Where it is may change while we wait."""
+        """As soon as the broker serves us. Where it is may change while we wait, and which domain we are."""
         store = await self._xen.connect()
         try:
-            own_domid = await store.own_domid()
             while True:
                 domid = await self._broker_domid(store)
-                path = link_path(domid, own_domid)
+                path = link_path(domid, await store.own_domid())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_AGAIN):
                         return await connect(SpliceEnd, domid, path, store, open_client=self._xen.open_client)

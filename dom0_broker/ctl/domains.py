@@ -57,7 +57,9 @@ def state(vm: pb.Vm, states: dict[int, str]) -> str:
     """Running, paused, gone or another state of a VM's domain; unknown when neither broker nor xl says."""
     if not vm.domains_watched:
         return "unknown"
-    return states.get(vm.domid, "unknown") if vm.HasField("domid") else "gone"
+    if not vm.HasField("domid"):
+        return "gone"
+    return states.get(vm.domid, "unknown") + (", unlinked" if vm.unlinked else "")
 
 
 async def domain_states() -> dict[int, str]:

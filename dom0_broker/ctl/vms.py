@@ -36,6 +36,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     remove = group.add_parser("remove", help="forget a VM, its bindings and its enrolment")
     remove.add_argument("vm", help="name or UUID")
     remove.set_defaults(run=_remove)
+    _register_links(group)
     _register_enroll(group)
     bind = group.add_parser(
         "bind",
@@ -54,6 +55,20 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     unbind.add_argument("name", help="the name that the VM sees")
     unbind.add_argument("--token", default="", help="only this one of a pool; all of the name if not given")
     unbind.set_defaults(run=_unbind)
+
+
+def _register_links(group: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    unlink = group.add_parser(
+        "unlink",
+        help="end the vchan of a VM before 'xl save' or 'xl migrate'",
+        description="Linux does not get over being saved with an open vchan: the agent would be lost until "
+        "the VM is rebooted. The domain that is restored has a link again, sessions that are open go on.",
+    )
+    unlink.add_argument("vm", help="name or UUID")
+    unlink.set_defaults(run=_unlink)
+    link = group.add_parser("link", help="open it again: the domain was not saved after all")
+    link.add_argument("vm", help="name or UUID")
+    link.set_defaults(run=_link)
 
 
 def _register_enroll(group: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -101,6 +116,18 @@ async def _remove(arguments: argparse.Namespace) -> None:
     async with admin(arguments) as broker:
         await broker.RemoveVm(pb.RemoveVmRequest(vm=arguments.vm))
     say(f"VM '{arguments.vm}' is forgotten.")
+
+
+async def _unlink(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        await broker.UnlinkVm(pb.UnlinkVmRequest(vm=arguments.vm))
+    say(f"VM '{arguments.vm}' has no vchan now, and can be saved; its next domain has one again.")
+
+
+async def _link(arguments: argparse.Namespace) -> None:
+    async with admin(arguments) as broker:
+        await broker.LinkVm(pb.LinkVmRequest(vm=arguments.vm))
+    say(f"VM '{arguments.vm}' has its vchan again as soon as its domain runs.")
 
 
 async def _enroll(arguments: argparse.Namespace) -> None:

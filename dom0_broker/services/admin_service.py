@@ -134,6 +134,16 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
         await self._vms.remove(request.vm)
         return pb.RemoveVmResponse()
 
+    async def UnlinkVm(self, request: pb.UnlinkVmRequest, context: Context) -> pb.UnlinkVmResponse:
+        """End the vchan of a VM."""
+        await self._vms.unlink(request.vm)
+        return pb.UnlinkVmResponse()
+
+    async def LinkVm(self, request: pb.LinkVmRequest, context: Context) -> pb.LinkVmResponse:
+        """Open it again."""
+        await self._vms.link(request.vm)
+        return pb.LinkVmResponse()
+
     async def EnrollVm(self, request: pb.EnrollVmRequest, context: Context) -> pb.EnrollVmResponse:
         """Sign an enrolment certificate."""
         certificate, ca = await self._vms.enroll(request.vm, request.certificate_request)
@@ -337,6 +347,7 @@ class AdminService(admin_service_pb2_grpc.AdminServiceServicer):
             domains_watched=residence is not None,
             domid=residence.domid if residence else None,
             agent_connected=residence.connected if residence else False,
+            unlinked=residence.unlinked if residence else False,
         )
 
 

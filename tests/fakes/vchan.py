@@ -100,11 +100,12 @@ class Machine:
         return page.server
 
     def open_client(self, domid: int, path: str) -> FakeVchan:
+        own_domid = self.hypervisor.store.present_domid(self.domid)
         node = self.hypervisor.store.nodes.get(f"{path}/event-channel")
-        if node is None or not node.allows(self.domid, "rb"):
+        if node is None or not node.allows(own_domid, "rb"):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
         page = self.hypervisor.pages.get(path)
-        if page is None or page.client is not None or page.client_domid != self.domid or not page.server_live:
+        if page is None or page.client is not None or page.client_domid != own_domid or not page.server_live:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
         page.client = FakeVchan(self, path, page, is_server=False)
         page.client_live = 1

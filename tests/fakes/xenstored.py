@@ -58,6 +58,7 @@ class FakeXenstored:
         self._connections: set[_Connection] = set()
         self._servers: dict[int, asyncio.Server] = {}
         self._last_domid = 0
+        self._restored: dict[int, int] = {}
         self.silent = False
         """Takes requests and answers none, as a daemon that hangs."""
 
@@ -68,7 +69,7 @@ class FakeXenstored:
         path = self._directory / f"xenstored-{domid}"
         if domid not in self._servers:
             loop = asyncio.get_running_loop()
-            server = await loop.create_unix_server(lambda: _Connection(self, domid), path)
+            server = await loop.create_unix_server(lambda: _Connection(self, self.present_domid(domid)), path)
             self._servers[domid] = server
         return path
 
@@ -110,6 +111,18 @@ class FakeXenstored:
             self.remove(self.nodes[f"/local/domain/{domid}/vm"].value.decode())
         self.remove(f"/local/domain/{domid}")
         self.fire("@releaseDomain")
+
+    def restore_domain(self, domid: int, name: str, number: uuid.UUID) -> int:
+        """A domain that was saved, and so destroyed, goes on with its programs under another domid."""
+        self._restored[domid] = restored = self.create_domain(name, number)
+        for connection in self._connections:
+            if connection.domid == domid:
+                connection.domid = restored
+        return restored
+
+    def present_domid(self, domid: int) -> int:
+        """Of a domain that perhaps was restored."""
+        return self._restored.get(domid, domid)
 
     def allow_writing(self, path: str, domid: int) -> None:
         """What no toolstack does."""
@@ -165,7 +178,7 @@ class FakeXenstored:
 class _Connection(asyncio.Protocol):
     def __init__(self, store: FakeXenstored, domid: int) -> None:
         self._store = store
-        self._domid = domid
+        self.domid = domid
         self._decoder = Decoder()
         self._watches: list[tuple[str, str]] = []
         self._transport: asyncio.Transport | None = None
@@ -193,7 +206,7 @@ class _Connection(asyncio.Protocol):
             hit = path == self._absolute(watched) or path.startswith(below)
             if removed and below.startswith(path.rstrip("/") + "/"):
                 hit = True  # what was above it is gone, and it with it
-            if hit and self._store.visible(self._domid, path):
+            if hit and self._store.visible(self.domid, path):
                 shown = watched if not path.startswith(below) else watched + path[len(below) - 1 :]
                 self._send(MessageType.WATCH_EVENT, 0, names(shown, token))
 
@@ -220,13 +233,13 @@ class _Connection(asyncio.Protocol):
             case MessageType.GET_PERMS:
                 return names(*map(str, self._readable(path).permissions))
             case MessageType.WRITE | MessageType.MKDIR:
-                self._store.write(self._domid, path, rest if request.type == MessageType.WRITE else None)
+                self._store.write(self.domid, path, rest if request.type == MessageType.WRITE else None)
             case MessageType.RM:
-                if not self._existing(path).allows(self._domid, "wb"):
+                if not self._existing(path).allows(self.domid, "wb"):
                     raise Refused("EACCES")
                 self._store.remove(path)
             case MessageType.SET_PERMS:
-                if self._domid not in (0, self._existing(path).owner()):
+                if self.domid not in (0, self._existing(path).owner()):
                     raise Refused("EACCES")
                 self._existing(path).permissions = [Access.parse(entry) for entry in split_names(rest)]
                 self._store.fire(path)
@@ -242,12 +255,12 @@ class _Connection(asyncio.Protocol):
         if "//" in path or not path:
             raise Refused("EINVAL")
         if path not in self._store.nodes:
-            raise Refused("ENOENT" if self._store.visible(self._domid, path) else "EACCES")
+            raise Refused("ENOENT" if self._store.visible(self.domid, path) else "EACCES")
         return self._store.nodes[path]
 
     def _readable(self, path: str) -> Node:
         node = self._existing(path)
-        if not node.allows(self._domid, "rb"):
+        if not node.allows(self.domid, "rb"):
             raise Refused("EACCES")
         return node
 
@@ -264,7 +277,7 @@ class _Connection(asyncio.Protocol):
         return listed
 
     def _absolute(self, path: str) -> str:
-        return path if path.startswith(("/", "@")) else f"/local/domain/{self._domid}/{path}"
+        return path if path.startswith(("/", "@")) else f"/local/domain/{self.domid}/{path}"
 
     def _send(self, kind: int, request_id: int, payload: bytes) -> None:
         assert self._transport is not None

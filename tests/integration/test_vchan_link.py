@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from dom0_broker.administration import Residence
 from dom0_broker.app import App
 from dom0_broker.audit import verify
 from dom0_broker.config import BrokerConfig, VchanConfig
@@ -27,7 +28,7 @@ from tests.fakes.xenstored import FakeXenstored
 from tests.support.broker_app import WEB01, WEB02, Cards, broker_config, populate
 from tests.support.directories import short_directory
 from tests.support.waiting import eventually
-from vmtoken.errors import BrokerUnavailable
+from vmtoken.errors import BrokerUnavailable, Conflict
 from vmtoken.transport.vchan import link_path
 from vmtoken.transport.xenstore import Xenstore
 
@@ -196,6 +197,50 @@ async def test_a_reboot_gives_the_vm_another_domid_and_the_same_tokens(host: Hos
         second = host.store.create_domain(WEB01.name, WEB01.uuid)
         async with host.agent(second) as agent:
             assert await names_of(agent) == ["one"]
+
+
+async def test_an_unlinked_vm_has_no_channel_until_it_is_linked_again(host: Host) -> None:
+    domid = host.store.create_domain(WEB01.name, WEB01.uuid)
+    async with host.broker() as app, host.agent(domid) as agent:
+        assert await names_of(agent) == ["one"]
+        await app.administration.unlink(WEB01.name)
+        assert not host.hypervisor.ends
+        assert app.links.residence(WEB01) == Residence(domid, connected=False, unlinked=True)
+        asking = asyncio.create_task(names_of(agent))
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        await app.administration.link(WEB01.name)
+        assert await asking == ["one"]
+    assert [len(host.records(event)) for event in ("vm-unlinked", "vm-linked")] == [1, 1]
+
+
+async def test_an_unlinked_vm_is_saved_and_restored_with_its_agent(host: Host) -> None:
+    saved = host.store.create_domain(WEB01.name, WEB01.uuid)
+    async with host.broker() as app, host.agent(saved) as agent:
+        assert await names_of(agent) == ["one"]
+        await app.administration.unlink(WEB01.name)
+        asking = asyncio.create_task(names_of(agent))  # the agent looks for the channel of its earlier domid
+        await asyncio.sleep(0.1)
+        host.store.destroy_domain(saved)
+        restored = host.store.restore_domain(saved, WEB01.name, WEB01.uuid)
+        assert await asking == ["one"]
+        assert app.links.residence(WEB01) == Residence(restored, connected=True, unlinked=False)
+
+
+async def test_the_copy_of_an_unlinked_domain_gets_no_channel(host: Host) -> None:
+    domid = host.store.create_domain(WEB01.name, WEB01.uuid)
+    async with host.broker() as app:
+        await eventually(lambda: app.links.residence(WEB01).domid == domid)  # type: ignore[union-attr]
+        await app.administration.unlink(WEB01.name)
+        copy = host.store.create_domain("copy", WEB01.uuid)
+        await eventually(lambda: app.links.doubles == [copy])
+        assert not host.hypervisor.ends
+
+
+async def test_a_vm_without_a_domain_cannot_be_unlinked(host: Host) -> None:
+    async with host.broker() as app:
+        with pytest.raises(Conflict, match="its domain does not run"):
+            await app.administration.unlink(WEB01.name)
 
 
 async def test_a_second_domain_with_the_same_uuid_is_refused_until_the_first_is_gone(host: Host) -> None:

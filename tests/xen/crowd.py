@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xenlab import DomU, Lab, LabError
-from xenlab.remote import PATIENCE, PYTHON, Process
+from xenlab.remote import PATIENCE, PYTHON, CommandFailed, Process
 
 from tests.xen.links import Broker
 
@@ -35,6 +35,9 @@ EVERY = 30.0
 PAUSES = (5.0, 5.0, 45.0)
 """Seconds: the third is longer than the heartbeat allows, so the broker ends the link."""
 
+CREATED_WITHIN = 3
+"""Times that `xl create` may give up."""
+
 AT_ONCE = 3
 """Domains that something is done to; one boots for up to a minute while others come and go."""
 
@@ -51,6 +54,9 @@ class Guest:
 
         self.again = 0
         """Connections that ended before the answer, so that another one was made."""
+
+        self.failed_starts = 0
+        """Times that `xl create` gave up."""
 
         self.rounds = 0
         self.resting = False
@@ -109,7 +115,7 @@ class Guest:
         """Destroy the domain in the middle of whatever it does, and make it anew: same UUID, new domid."""
         self.domain.destroy()
         self.collect()
-        self.domain.create()
+        self._create()
         self.domain.wait_until_up()
         self.begin()
         self.wait_for_rounds(1)
@@ -122,6 +128,16 @@ class Guest:
             time.sleep(seconds)
             self.domain.unpause()
             self.wait_for_rounds(2)
+
+    def _create(self) -> None:
+        """libxl gives a disk or an interface 40 seconds to come up, which is little where dom0 is busy."""
+        for _ in range(CREATED_WITHIN):
+            try:
+                self.domain.create()
+                return
+            except CommandFailed:
+                self.failed_starts += 1
+        self.domain.create()
 
     @contextmanager
     def _forgiven(self) -> Iterator[None]:
@@ -233,6 +249,11 @@ class Crowd:
                     break
         for each in busy.values():
             each.result()
+
+    @property
+    def failed_starts(self) -> int:
+        """Times that `xl create` gave up."""
+        return sum(guest.failed_starts for guest in self.guests)
 
     def _total(self, of: Callable[[Guest], Counter[str]]) -> Counter[str]:
         total: Counter[str] = Counter()

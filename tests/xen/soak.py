@@ -34,8 +34,8 @@ BESIDES = 3600.0 * PATIENCE
 BASE_MEMORY = 2048
 """MiB: dom0 has half of it, the rest is for Xen and for domains on their way out."""
 
-WARM_UP = 2
-"""Rounds of every domain until allocators and pools of threads have most of what they keep."""
+WARM_UP = 1
+"""Rounds of the last domain, and more of the others, until allocators have most of what they keep."""
 
 SETTLE = 45.0
 """Seconds of quiet before counting: longer than the heartbeat needs to find a link dead."""
@@ -140,7 +140,8 @@ class Soak:
             )
         _say(f"{sum(guest.again for guest in crowd.guests):,} connections made anew before an answer")
         _say(
-            f"{crowd.renewed} domains destroyed and made anew, {crowd.paused} paused; "
+            f"{crowd.renewed} domains destroyed and made anew, xl gave up {crowd.failed_starts} times; "
+            f"{crowd.paused} paused; "
             f"slowest round {max(guest.slowest for guest in crowd.guests):.0f} s"
         )
         _say(f"errors in domains that were paused: {_listed(crowd.excused)}")

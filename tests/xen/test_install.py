@@ -31,6 +31,9 @@ DOCUMENT = product.REPOSITORY / "docs/install-xen.md"
 NOT_HERE = {"where you build": "the lab has built them", "A service domain": "test_vchan_life.py has one"}
 """Places and sections whose blocks are not run here."""
 
+LATER = ("Upgrading", "Saving and migrating")
+"""Sections for after the first session."""
+
 SERVER = "server.example"
 """As the document calls it, and its port: the VM's /etc/hosts says where."""
 
@@ -57,16 +60,16 @@ class Operator:
 
     dom0: Machine
     vm: DomU
-    said: dict[Block, str] = field(default_factory=dict)
-    """What the commands of each block printed."""
+    followed: set[Block] = field(default_factory=set)
 
-    def follow(self, section: str, *places: str, stdin: str = "y\n") -> None:
-        """Run the blocks of a section, in all places at once; apt is told to go on."""
+    def follow(self, section: str, *places: str, stdin: str = "y\n") -> list[str]:
+        """Run the blocks of a section, in all places at once; what they print. apt is told to go on."""
         todo = [block for block in _DOCUMENT if block.section == section and block.place in places]
         assert len(todo) == len(places), f"{section} has no longer one block for each of {places}"
         with ThreadPoolExecutor() as pool:
-            for block, output in zip(todo, pool.map(lambda each: self._run(each, stdin), todo), strict=True):
-                self.said[block] = output
+            printed = list(pool.map(lambda each: self._run(each, stdin), todo))
+        self.followed |= set(todo)
+        return printed
 
     def _run(self, block: Block, stdin: str) -> str:
         machine = self.dom0 if block.place == "in dom0" else self.vm
@@ -75,8 +78,8 @@ class Operator:
 
     def first_session(self) -> str:
         """What the server says in the VM's part of the first session."""
-        self.follow("The first session", "in the VM", stdin="GET / HTTP/1.0\r\n\r\n")
-        return list(self.said.values())[-1]
+        (page,) = self.follow("The first session", "in the VM", stdin="GET / HTTP/1.0\r\n\r\n")
+        return page
 
 
 _DOCUMENT = [
@@ -164,7 +167,7 @@ def test_what_was_purged_leaves_nothing(left: Left) -> None:
 def test_document_leads_to_a_first_session(operator: Operator) -> None:
     page = operator.first_session()
     assert "Subject: CN=web01" in page
-    assert set(operator.said) == {block for block in _DOCUMENT if block.section != "Upgrading"}
+    assert operator.followed == {block for block in _DOCUMENT if block.section not in LATER}
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,14 @@ def test_devices_belong_to_the_groups_that_were_promised(operator: Operator, pla
 def test_rebooted_vm_has_its_token_again(operator: Operator) -> None:
     operator.vm.reboot()
     operator.vm.wait_until("systemctl is-active vmtoken-agent", APT_WITHIN)
+    assert "Subject: CN=web01" in operator.first_session()
+
+
+def test_saved_vm_goes_on_with_its_agent(operator: Operator) -> None:
+    before = _running(operator.vm, "vmtoken-agent")
+    operator.follow("Saving and migrating", "in dom0")
+    operator.vm.restore(f"{PACKAGES}/web01.save")
+    assert _running(operator.vm, "vmtoken-agent") == before
     assert "Subject: CN=web01" in operator.first_session()
 
 

@@ -501,6 +501,7 @@ class Vm(_message.Message):
     DOMAINS_WATCHED_FIELD_NUMBER: _builtins.int
     DOMID_FIELD_NUMBER: _builtins.int
     AGENT_CONNECTED_FIELD_NUMBER: _builtins.int
+    UNLINKED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, unique."""
     uuid: _builtins.str
@@ -517,6 +518,8 @@ class Vm(_message.Message):
     """The domain that the VM is now; absent when it has none."""
     agent_connected: _builtins.bool
     """True while its agent is at the other end of its vchan."""
+    unlinked: _builtins.bool
+    """True when the link of that domain was ended by UnlinkVm."""
     @_builtins.property
     def bindings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Binding]:
         """Its tokens, sorted by name; those of one name, a pool, in the order in which they were bound."""
@@ -533,10 +536,11 @@ class Vm(_message.Message):
         domains_watched: _builtins.bool = ...,
         domid: _builtins.int | None = ...,
         agent_connected: _builtins.bool = ...,
+        unlinked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_domid", b"_domid", "domid", b"domid"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_domid", b"_domid", "agent_connected", b"agent_connected", "bindings", b"bindings", "certificate_sha256", b"certificate_sha256", "domains_watched", b"domains_watched", "domid", b"domid", "handshakes", b"handshakes", "name", b"name", "socket", b"socket", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_domid", b"_domid", "agent_connected", b"agent_connected", "bindings", b"bindings", "certificate_sha256", b"certificate_sha256", "domains_watched", b"domains_watched", "domid", b"domid", "handshakes", b"handshakes", "name", b"name", "socket", b"socket", "unlinked", b"unlinked", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__domid: _TypeAlias = _typing.Literal["domid"]  # noqa: Y015
     _WhichOneofArgType__domid: _TypeAlias = _typing.Literal["_domid", b"_domid"]  # noqa: Y015
@@ -699,6 +703,84 @@ class RemoveVmResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveVmResponse: _TypeAlias = RemoveVmResponse  # noqa: Y015
+
+@_typing.final
+class UnlinkVmRequest(_message.Message):
+    """Names a VM whose link is to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Name or UUID."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlinkVmRequest: _TypeAlias = UnlinkVmRequest  # noqa: Y015
+
+@_typing.final
+class UnlinkVmResponse(_message.Message):
+    """The link has ended, and the agent has had a second to give its end back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlinkVmResponse: _TypeAlias = UnlinkVmResponse  # noqa: Y015
+
+@_typing.final
+class LinkVmRequest(_message.Message):
+    """Names a VM that is to have its link again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VM_FIELD_NUMBER: _builtins.int
+    vm: _builtins.str
+    """Name or UUID."""
+    def __init__(
+        self,
+        *,
+        vm: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vm", b"vm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkVmRequest: _TypeAlias = LinkVmRequest  # noqa: Y015
+
+@_typing.final
+class LinkVmResponse(_message.Message):
+    """The broker serves it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkVmResponse: _TypeAlias = LinkVmResponse  # noqa: Y015
 
 @_typing.final
 class EnrollVmRequest(_message.Message):

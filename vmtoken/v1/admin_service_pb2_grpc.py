@@ -66,6 +66,16 @@ class AdminServiceStub:
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveVmRequest.SerializeToString,
                 response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveVmResponse.FromString,
                 _registered_method=True)
+        self.UnlinkVm = channel.unary_unary(
+                '/vmtoken.v1.AdminService/UnlinkVm',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.UnlinkVmRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.UnlinkVmResponse.FromString,
+                _registered_method=True)
+        self.LinkVm = channel.unary_unary(
+                '/vmtoken.v1.AdminService/LinkVm',
+                request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.LinkVmRequest.SerializeToString,
+                response_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.LinkVmResponse.FromString,
+                _registered_method=True)
         self.EnrollVm = channel.unary_unary(
                 '/vmtoken.v1.AdminService/EnrollVm',
                 request_serializer=vmtoken_dot_v1_dot_admin__service__pb2.EnrollVmRequest.SerializeToString,
@@ -225,6 +235,21 @@ class AdminServiceServicer:
 
     def RemoveVm(self, request, context):
         """Forgets a VM, its bindings and its enrolment; ends its links.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnlinkVm(self, request, context):
+        """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
+        open vchan. The next domain of the VM has a link again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LinkVm(self, request, context):
+        """Opens it again, when the domain was not saved after all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -428,6 +453,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RemoveVm,
                     request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveVmRequest.FromString,
                     response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.RemoveVmResponse.SerializeToString,
+            ),
+            'UnlinkVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlinkVm,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.UnlinkVmRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.UnlinkVmResponse.SerializeToString,
+            ),
+            'LinkVm': grpc.unary_unary_rpc_method_handler(
+                    servicer.LinkVm,
+                    request_deserializer=vmtoken_dot_v1_dot_admin__service__pb2.LinkVmRequest.FromString,
+                    response_serializer=vmtoken_dot_v1_dot_admin__service__pb2.LinkVmResponse.SerializeToString,
             ),
             'EnrollVm': grpc.unary_unary_rpc_method_handler(
                     servicer.EnrollVm,
@@ -709,6 +744,60 @@ class AdminService:
             '/vmtoken.v1.AdminService/RemoveVm',
             vmtoken_dot_v1_dot_admin__service__pb2.RemoveVmRequest.SerializeToString,
             vmtoken_dot_v1_dot_admin__service__pb2.RemoveVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlinkVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/UnlinkVm',
+            vmtoken_dot_v1_dot_admin__service__pb2.UnlinkVmRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.UnlinkVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LinkVm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vmtoken.v1.AdminService/LinkVm',
+            vmtoken_dot_v1_dot_admin__service__pb2.LinkVmRequest.SerializeToString,
+            vmtoken_dot_v1_dot_admin__service__pb2.LinkVmResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,12 @@ class AdminServiceStub:
     """All VMs."""
     RemoveVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveVmRequest, _admin_service_pb2.RemoveVmResponse]
     """Forgets a VM, its bindings and its enrolment; ends its links."""
+    UnlinkVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnlinkVmRequest, _admin_service_pb2.UnlinkVmResponse]
+    """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
+    open vchan. The next domain of the VM has a link again.
+    """
+    LinkVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.LinkVmRequest, _admin_service_pb2.LinkVmResponse]
+    """Opens it again, when the domain was not saved after all."""
     EnrollVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EnrollVmRequest, _admin_service_pb2.EnrollVmResponse]
     """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
     Bind: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BindRequest, _admin_service_pb2.BindResponse]
@@ -121,6 +127,12 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """All VMs."""
     RemoveVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveVmRequest, _admin_service_pb2.RemoveVmResponse]  # type: ignore[assignment]
     """Forgets a VM, its bindings and its enrolment; ends its links."""
+    UnlinkVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnlinkVmRequest, _admin_service_pb2.UnlinkVmResponse]  # type: ignore[assignment]
+    """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
+    open vchan. The next domain of the VM has a link again.
+    """
+    LinkVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.LinkVmRequest, _admin_service_pb2.LinkVmResponse]  # type: ignore[assignment]
+    """Opens it again, when the domain was not saved after all."""
     EnrollVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EnrollVmRequest, _admin_service_pb2.EnrollVmResponse]  # type: ignore[assignment]
     """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
     Bind: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BindRequest, _admin_service_pb2.BindResponse]  # type: ignore[assignment]
@@ -228,6 +240,24 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RemoveVmResponse, _abc.Awaitable[_admin_service_pb2.RemoveVmResponse]]:
         """Forgets a VM, its bindings and its enrolment; ends its links."""
+
+    @_abc_1.abstractmethod
+    def UnlinkVm(
+        self,
+        request: _admin_service_pb2.UnlinkVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.UnlinkVmResponse, _abc.Awaitable[_admin_service_pb2.UnlinkVmResponse]]:
+        """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
+        open vchan. The next domain of the VM has a link again.
+        """
+
+    @_abc_1.abstractmethod
+    def LinkVm(
+        self,
+        request: _admin_service_pb2.LinkVmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.LinkVmResponse, _abc.Awaitable[_admin_service_pb2.LinkVmResponse]]:
+        """Opens it again, when the domain was not saved after all."""
 
     @_abc_1.abstractmethod
     def EnrollVm(

@@ -15,8 +15,8 @@ BUILD = product.REPOSITORY / "build/xen-lab"
 _LAB = Path(__file__).parents[1]
 _FRAMES = Path(frames.__file__)
 _INITRD = "initrd"
-_FREE = 400
-"""Megabytes of free space on dom0's disk, for logs and dumps; sparse, so it costs nothing."""
+_FREE = 800
+"""Megabytes of free space on dom0's disk, for logs, dumps and saved domains; sparse, so it costs nothing."""
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class DomU(Machine):
 
     def restore(self, path: str) -> None:
         """`xl restore`: it goes on where it was saved, with a new domid."""
+        self._forget()
         self.dom0.run(["xl", "restore", path], seconds=BOOT_WITHIN)
         self.wait_until_up()
 

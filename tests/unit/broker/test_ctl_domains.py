@@ -68,6 +68,7 @@ def test_the_list_of_xl_is_read() -> None:
         (pb.Vm(domains_watched=True), "gone"),
         (pb.Vm(domains_watched=True, domid=3), "paused"),
         (pb.Vm(domains_watched=True, domid=9), "unknown"),
+        (pb.Vm(domains_watched=True, domid=3, unlinked=True), "paused, unlinked"),
     ],
 )
 def test_a_vm_is_shown_as_broker_and_xl_know_it(vm: pb.Vm, shown: str) -> None:
