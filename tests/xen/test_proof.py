@@ -14,7 +14,7 @@ import pytest
 from xenlab import DomU, Lab
 
 from tests.support.session_secrets import sorted_out
-from tests.xen.links import DOM0, HOME, LINK_PORT, Broker
+from tests.xen.links import DOM0, HOME, LINK_PORT, Broker, nodes
 from tests.xen.memory import GuestMemory, Tap, kept_by
 from tests.xen.nginx import PORT as NGINX
 from tests.xen.residents import Application, Residents, Seen
@@ -66,6 +66,43 @@ def test_a_guests_memory_holds_the_keys_of_its_open_sessions_and_no_other_secret
     assert memory.searched > 64 << 20, "a guest that runs uses more"
 
 
+def test_another_user_of_dom0_cannot_open_the_socket_of_a_vm(lab: Lab, broker: Broker) -> None:
+    source = """
+import os, socket, sys
+os.setgid(65534); os.setuid(65534)
+try:
+    socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+except OSError as error:
+    print(type(error).__name__)
+"""
+    assert lab.dom0.python(source, f"{HOME}/run/vms/web01/broker.sock").strip() == "PermissionError"
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_sessions_outlive_the_broker_which_is_found_again(
+    lab: Lab, broker: Broker, applications: dict[str, Application], end: str
+) -> None:
+    sessions = [
+        (application, application.open(NGINX, version), name, f"TLSv{version}")
+        for name, application in applications.items()
+        for version in VERSIONS
+    ]
+
+    def assert_seen() -> None:
+        for application, session, name, version in sessions:
+            seen = application.seen(session)
+            assert (seen.client, seen.version) == (name, version)
+
+    broker.process.stop() if end == "stopped" else broker.process.kill()
+    assert bool(nodes(lab.dom0)) is (end == "killed"), "one that stops removes its nodes"
+    assert_seen()
+    broker.start()
+    assert_seen()
+    for name, application in applications.items():
+        assert application.do("tokens") == {"tokens": ["identity"]}
+        assert application.seen(application.open(NGINX)).client == name
+
+
 def test_root_in_another_vm_cannot_use_the_token_by_any_way_tried(
     lab: Lab, residents: Residents, applications: dict[str, Application]
 ) -> None:
@@ -82,39 +119,6 @@ def test_root_in_another_vm_cannot_use_the_token_by_any_way_tried(
     for attempt, outcome in attempts.items():
         assert outcome in _expected(attempt), f"{attempt}: {outcome}"
     assert applications["web01"].seen(session).client == "web01"
-
-
-def test_another_user_of_dom0_cannot_open_the_socket_of_a_vm(lab: Lab, broker: Broker) -> None:
-    source = """
-import os, socket, sys
-os.setgid(65534); os.setuid(65534)
-try:
-    socket.socket(socket.AF_UNIX).connect(sys.argv[1])
-except OSError as error:
-    print(type(error).__name__)
-"""
-    assert lab.dom0.python(source, f"{HOME}/run/vms/web01/broker.sock").strip() == "PermissionError"
-
-
-@pytest.mark.parametrize("end", ["stopped", "killed"])
-def test_sessions_outlive_the_broker(broker: Broker, applications: dict[str, Application], end: str) -> None:
-    sessions = [
-        (name, application, application.open(NGINX, version), version)
-        for name, application in applications.items()
-        for version in (*VERSIONS, *VERSIONS)
-    ]
-    broker.process.stop() if end == "stopped" else broker.process.kill()
-    assert broker.process.has_ended
-    seen_without_broker = [application.seen(session) for _, application, session, _ in sessions]
-    broker.start()
-    seen_after = [application.seen(session) for _, application, session, _ in sessions]
-    for seen in (seen_without_broker, seen_after):
-        assert [(each.client, each.version) for each in seen] == [
-            (name, f"TLSv{version}") for name, _, _, version in sessions
-        ]
-    for name, application in applications.items():
-        new = application.open(NGINX)
-        assert application.seen(new).client == name
 
 
 def _full_and_resumed(application: Application, version: str) -> list[dict[str, Any]]:

@@ -29,26 +29,6 @@ def test_a_killed_agent_makes_room_for_the_next(web01: DomU, residents: Resident
     assert residents.application(web01, "web01").do("tokens") == ITS_TOKENS
 
 
-def test_a_killed_broker_is_found_again(
-    lab: Lab, broker: Broker, web01: DomU, applications: dict[str, Application]
-) -> None:
-    broker.process.kill()
-    assert str(web01.domid) in nodes(lab.dom0), "nobody was there to remove it"
-    broker.start()
-    for application in applications.values():
-        assert application.do("tokens") == ITS_TOKENS
-
-
-def test_a_stopped_broker_leaves_nothing_behind_and_is_found_again(
-    lab: Lab, broker: Broker, applications: dict[str, Application]
-) -> None:
-    broker.process.stop()
-    assert nodes(lab.dom0) == []
-    broker.start()
-    for application in applications.values():
-        assert application.do("tokens") == ITS_TOKENS
-
-
 @pytest.mark.long
 def test_a_reboot_changes_the_domid_and_not_the_vm(broker: Broker, own: DomU) -> None:
     before = own.domid
