@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import uuid
 
 import pytest
 from xenlab import DomU, Lab
@@ -55,6 +56,23 @@ def test_an_unlinked_domain_is_saved_and_restored_with_its_agent(
     broker.wait_for_agent(own)
     own.sh(f"kill -0 {agent}")
     assert broker.vm(own)["domid"] == own.domid
+
+
+@pytest.mark.long
+def test_a_domid_that_another_vm_has_now_is_that_vm(lab: Lab, broker: Broker, own: DomU) -> None:
+    """`xl save -D` keeps the domid; in the file is the configuration, which gets another VM's UUID."""
+    heir, domid = uuid.uuid4(), own.domid
+    broker.control("vm", "add", "heir", "--uuid", str(heir))
+    with probe_in(own):
+        assert broker.vm(own)["agent"] is True
+    own.save("/root/own.save", "-D")
+    broker.wait_for_record("domain-gone", domid)
+    appeared = broker.records("domain-appeared", domid)
+    lab.dom0.sh(f"LC_ALL=C sed -i 's/{own.uuid}/{heir}/g' /root/own.save")
+    own.restore("/root/own.save")
+    broker.wait_for_record("domain-appeared", domid, more_than=appeared)
+    assert {vm["name"]: vm["domid"] for vm in broker.vms()}.items() >= {"heir": domid, "own": None}.items()
+    own.destroy()
 
 
 def test_a_destroyed_domain_leaves_nothing_behind(lab: Lab, broker: Broker, own: DomU) -> None:

@@ -5,7 +5,89 @@ Broker to the operator of dom0, on a socket of its own that only root may open."
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from vmtoken.v1 import admin_pin_pb2 as _admin_pin_pb2
 from vmtoken.v1 import admin_service_pb2 as _admin_service_pb2
+from vmtoken.v1 import admin_token_pb2 as _admin_token_pb2
+from vmtoken.v1 import admin_vm_pb2 as _admin_vm_pb2
+from vmtoken.v1.admin_pin_pb2 import ChangeTokenPinRequest as ChangeTokenPinRequest
+from vmtoken.v1.admin_pin_pb2 import ChangeTokenPinResponse as ChangeTokenPinResponse
+from vmtoken.v1.admin_pin_pb2 import FindPinSharersRequest as FindPinSharersRequest
+from vmtoken.v1.admin_pin_pb2 import FindPinSharersResponse as FindPinSharersResponse
+from vmtoken.v1.admin_pin_pb2 import PIN_CONDITION_ACCEPTED as PIN_CONDITION_ACCEPTED
+from vmtoken.v1.admin_pin_pb2 import PIN_CONDITION_IN_DOUBT as PIN_CONDITION_IN_DOUBT
+from vmtoken.v1.admin_pin_pb2 import PIN_CONDITION_REJECTED as PIN_CONDITION_REJECTED
+from vmtoken.v1.admin_pin_pb2 import PIN_CONDITION_UNSPECIFIED as PIN_CONDITION_UNSPECIFIED
+from vmtoken.v1.admin_pin_pb2 import PIN_CONDITION_UNTRIED as PIN_CONDITION_UNTRIED
+from vmtoken.v1.admin_pin_pb2 import PIN_ROLE_OPERATOR as PIN_ROLE_OPERATOR
+from vmtoken.v1.admin_pin_pb2 import PIN_ROLE_UNSPECIFIED as PIN_ROLE_UNSPECIFIED
+from vmtoken.v1.admin_pin_pb2 import PIN_ROLE_USER as PIN_ROLE_USER
+from vmtoken.v1.admin_pin_pb2 import PinCondition as PinCondition
+from vmtoken.v1.admin_pin_pb2 import PinRole as PinRole
+from vmtoken.v1.admin_pin_pb2 import PinStatus as PinStatus
+from vmtoken.v1.admin_pin_pb2 import ReadTokenPinsRequest as ReadTokenPinsRequest
+from vmtoken.v1.admin_pin_pb2 import ReadTokenPinsResponse as ReadTokenPinsResponse
+from vmtoken.v1.admin_pin_pb2 import SetTokenPinRequest as SetTokenPinRequest
+from vmtoken.v1.admin_pin_pb2 import SetTokenPinResponse as SetTokenPinResponse
+from vmtoken.v1.admin_pin_pb2 import SetTokenPinSourceRequest as SetTokenPinSourceRequest
+from vmtoken.v1.admin_pin_pb2 import SetTokenPinSourceResponse as SetTokenPinSourceResponse
+from vmtoken.v1.admin_pin_pb2 import UnblockTokenPinRequest as UnblockTokenPinRequest
+from vmtoken.v1.admin_pin_pb2 import UnblockTokenPinResponse as UnblockTokenPinResponse
+from vmtoken.v1.admin_token_pb2 import AddTokenRequest as AddTokenRequest
+from vmtoken.v1.admin_token_pb2 import AddTokenResponse as AddTokenResponse
+from vmtoken.v1.admin_token_pb2 import CreateCertificateRequestRequest as CreateCertificateRequestRequest
+from vmtoken.v1.admin_token_pb2 import CreateCertificateRequestResponse as CreateCertificateRequestResponse
+from vmtoken.v1.admin_token_pb2 import CreateTokenRequest as CreateTokenRequest
+from vmtoken.v1.admin_token_pb2 import CreateTokenResponse as CreateTokenResponse
+from vmtoken.v1.admin_token_pb2 import DiscoverTokensRequest as DiscoverTokensRequest
+from vmtoken.v1.admin_token_pb2 import DiscoverTokensResponse as DiscoverTokensResponse
+from vmtoken.v1.admin_token_pb2 import FoundToken as FoundToken
+from vmtoken.v1.admin_token_pb2 import GenerateKeyRequest as GenerateKeyRequest
+from vmtoken.v1.admin_token_pb2 import GenerateKeyResponse as GenerateKeyResponse
+from vmtoken.v1.admin_token_pb2 import InstallCertificateRequest as InstallCertificateRequest
+from vmtoken.v1.admin_token_pb2 import InstallCertificateResponse as InstallCertificateResponse
+from vmtoken.v1.admin_token_pb2 import InstallTrustRequest as InstallTrustRequest
+from vmtoken.v1.admin_token_pb2 import InstallTrustResponse as InstallTrustResponse
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_ED25519 as KEY_ALGORITHM_ED25519
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_ML_DSA_44 as KEY_ALGORITHM_ML_DSA_44
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_ML_DSA_65 as KEY_ALGORITHM_ML_DSA_65
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_ML_DSA_87 as KEY_ALGORITHM_ML_DSA_87
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_P256 as KEY_ALGORITHM_P256
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_P384 as KEY_ALGORITHM_P384
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_RSA2048 as KEY_ALGORITHM_RSA2048
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_RSA3072 as KEY_ALGORITHM_RSA3072
+from vmtoken.v1.admin_token_pb2 import KEY_ALGORITHM_UNSPECIFIED as KEY_ALGORITHM_UNSPECIFIED
+from vmtoken.v1.admin_token_pb2 import KeyAlgorithm as KeyAlgorithm
+from vmtoken.v1.admin_token_pb2 import ListAllTokensRequest as ListAllTokensRequest
+from vmtoken.v1.admin_token_pb2 import ListAllTokensResponse as ListAllTokensResponse
+from vmtoken.v1.admin_token_pb2 import ListRetiredTokensRequest as ListRetiredTokensRequest
+from vmtoken.v1.admin_token_pb2 import ListRetiredTokensResponse as ListRetiredTokensResponse
+from vmtoken.v1.admin_token_pb2 import RemoveTokenRequest as RemoveTokenRequest
+from vmtoken.v1.admin_token_pb2 import RemoveTokenResponse as RemoveTokenResponse
+from vmtoken.v1.admin_token_pb2 import ResetTokenRequest as ResetTokenRequest
+from vmtoken.v1.admin_token_pb2 import ResetTokenResponse as ResetTokenResponse
+from vmtoken.v1.admin_token_pb2 import RetireTokenRequest as RetireTokenRequest
+from vmtoken.v1.admin_token_pb2 import RetireTokenResponse as RetireTokenResponse
+from vmtoken.v1.admin_token_pb2 import RetiredToken as RetiredToken
+from vmtoken.v1.admin_token_pb2 import TokenStatus as TokenStatus
+from vmtoken.v1.admin_token_pb2 import TokenUse as TokenUse
+from vmtoken.v1.admin_vm_pb2 import AddVmRequest as AddVmRequest
+from vmtoken.v1.admin_vm_pb2 import AddVmResponse as AddVmResponse
+from vmtoken.v1.admin_vm_pb2 import BindRequest as BindRequest
+from vmtoken.v1.admin_vm_pb2 import BindResponse as BindResponse
+from vmtoken.v1.admin_vm_pb2 import Binding as Binding
+from vmtoken.v1.admin_vm_pb2 import EnrollVmRequest as EnrollVmRequest
+from vmtoken.v1.admin_vm_pb2 import EnrollVmResponse as EnrollVmResponse
+from vmtoken.v1.admin_vm_pb2 import LinkVmRequest as LinkVmRequest
+from vmtoken.v1.admin_vm_pb2 import LinkVmResponse as LinkVmResponse
+from vmtoken.v1.admin_vm_pb2 import ListVmsRequest as ListVmsRequest
+from vmtoken.v1.admin_vm_pb2 import ListVmsResponse as ListVmsResponse
+from vmtoken.v1.admin_vm_pb2 import RemoveVmRequest as RemoveVmRequest
+from vmtoken.v1.admin_vm_pb2 import RemoveVmResponse as RemoveVmResponse
+from vmtoken.v1.admin_vm_pb2 import UnbindRequest as UnbindRequest
+from vmtoken.v1.admin_vm_pb2 import UnbindResponse as UnbindResponse
+from vmtoken.v1.admin_vm_pb2 import UnlinkVmRequest as UnlinkVmRequest
+from vmtoken.v1.admin_vm_pb2 import UnlinkVmResponse as UnlinkVmResponse
+from vmtoken.v1.admin_vm_pb2 import Vm as Vm
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -41,67 +123,67 @@ class AdminServiceStub:
     """Reads broker.toml and the policy again; the new ones take over only when both are valid."""
     Metrics: _grpc.UnaryStreamMultiCallable[_admin_service_pb2.MetricsRequest, _admin_service_pb2.MetricsResponse]
     """What a monitoring system reads; asks no card."""
-    AddVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AddVmRequest, _admin_service_pb2.AddVmResponse]
+    AddVm: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.AddVmRequest, _admin_vm_pb2.AddVmResponse]
     """Makes a VM known and opens its links."""
-    ListVms: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListVmsRequest, _admin_service_pb2.ListVmsResponse]
+    ListVms: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.ListVmsRequest, _admin_vm_pb2.ListVmsResponse]
     """All VMs."""
-    RemoveVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveVmRequest, _admin_service_pb2.RemoveVmResponse]
+    RemoveVm: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.RemoveVmRequest, _admin_vm_pb2.RemoveVmResponse]
     """Forgets a VM, its bindings and its enrolment; ends its links."""
-    UnlinkVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnlinkVmRequest, _admin_service_pb2.UnlinkVmResponse]
+    UnlinkVm: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.UnlinkVmRequest, _admin_vm_pb2.UnlinkVmResponse]
     """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
     open vchan. The next domain of the VM has a link again.
     """
-    LinkVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.LinkVmRequest, _admin_service_pb2.LinkVmResponse]
+    LinkVm: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.LinkVmRequest, _admin_vm_pb2.LinkVmResponse]
     """Opens it again, when the domain was not saved after all."""
-    EnrollVm: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EnrollVmRequest, _admin_service_pb2.EnrollVmResponse]
+    EnrollVm: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.EnrollVmRequest, _admin_vm_pb2.EnrollVmResponse]
     """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
-    Bind: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.BindRequest, _admin_service_pb2.BindResponse]
+    Bind: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.BindRequest, _admin_vm_pb2.BindResponse]
     """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
     one token, and each handshake takes the first card that is free. They have the same identity, which is
     subject and alternative names of their certificates; one without a certificate is let in and not used.
     """
-    Unbind: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnbindRequest, _admin_service_pb2.UnbindResponse]
+    Unbind: _grpc.UnaryUnaryMultiCallable[_admin_vm_pb2.UnbindRequest, _admin_vm_pb2.UnbindResponse]
     """Takes a token away from a VM, or one card out of a pool."""
-    CreateToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTokenRequest, _admin_service_pb2.CreateTokenResponse]
+    CreateToken: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.CreateTokenRequest, _admin_token_pb2.CreateTokenResponse]
     """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
     certificate; and a key pair inside it.
     """
-    AddToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AddTokenRequest, _admin_service_pb2.AddTokenResponse]
+    AddToken: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.AddTokenRequest, _admin_token_pb2.AddTokenResponse]
     """Makes a token known that exists already."""
-    ListAllTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAllTokensRequest, _admin_service_pb2.ListAllTokensResponse]
+    ListAllTokens: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.ListAllTokensRequest, _admin_token_pb2.ListAllTokensResponse]
     """All tokens; asks each card that is free."""
-    RemoveToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveTokenRequest, _admin_service_pb2.RemoveTokenResponse]
+    RemoveToken: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.RemoveTokenRequest, _admin_token_pb2.RemoveTokenResponse]
     """Forgets a token that is bound to no VM."""
-    GenerateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GenerateKeyRequest, _admin_service_pb2.GenerateKeyResponse]
+    GenerateKey: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.GenerateKeyRequest, _admin_token_pb2.GenerateKeyResponse]
     """Makes a key pair inside a token that is known; its earlier certificate is gone."""
-    RetireToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RetireTokenRequest, _admin_service_pb2.RetireTokenResponse]
+    RetireToken: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.RetireTokenRequest, _admin_token_pb2.RetireTokenResponse]
     """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
-    ListRetiredTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListRetiredTokensRequest, _admin_service_pb2.ListRetiredTokensResponse]
+    ListRetiredTokens: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.ListRetiredTokensRequest, _admin_token_pb2.ListRetiredTokensResponse]
     """Tokens that have been."""
-    DiscoverTokens: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DiscoverTokensRequest, _admin_service_pb2.DiscoverTokensResponse]
+    DiscoverTokens: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.DiscoverTokensRequest, _admin_token_pb2.DiscoverTokensResponse]
     """What is there and could be made a token: cards in readers, keys behind modules, software elements."""
-    ResetToken: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ResetTokenRequest, _admin_service_pb2.ResetTokenResponse]
+    ResetToken: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.ResetTokenRequest, _admin_token_pb2.ResetTokenResponse]
     """Gets a token that hangs going again, as far as that is possible, and opens it anew."""
-    CreateCertificateRequest: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateCertificateRequestRequest, _admin_service_pb2.CreateCertificateRequestResponse]
+    CreateCertificateRequest: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.CreateCertificateRequestRequest, _admin_token_pb2.CreateCertificateRequestResponse]
     """A PKCS#10 request, signed inside the token."""
-    InstallCertificate: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.InstallCertificateRequest, _admin_service_pb2.InstallCertificateResponse]
+    InstallCertificate: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.InstallCertificateRequest, _admin_token_pb2.InstallCertificateResponse]
     """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
     it does not match the key, no server would take it, or it is of another identity than the token's pool.
     Handshakes under way go on; sessions made with the earlier certificate are not resumed.
     """
-    InstallTrust: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.InstallTrustRequest, _admin_service_pb2.InstallTrustResponse]
+    InstallTrust: _grpc.UnaryUnaryMultiCallable[_admin_token_pb2.InstallTrustRequest, _admin_token_pb2.InstallTrustResponse]
     """Stores the CA certificates that the token trusts for servers."""
-    SetTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinRequest, _admin_service_pb2.SetTokenPinResponse]
+    SetTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_pin_pb2.SetTokenPinRequest, _admin_pin_pb2.SetTokenPinResponse]
     """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it."""
-    SetTokenPinSource: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinSourceRequest, _admin_service_pb2.SetTokenPinSourceResponse]
+    SetTokenPinSource: _grpc.UnaryUnaryMultiCallable[_admin_pin_pb2.SetTokenPinSourceRequest, _admin_pin_pb2.SetTokenPinSourceResponse]
     """Has the broker take a token's PIN from a file of dom0 whenever it needs it."""
-    ChangeTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeTokenPinRequest, _admin_service_pb2.ChangeTokenPinResponse]
+    ChangeTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_pin_pb2.ChangeTokenPinRequest, _admin_pin_pb2.ChangeTokenPinResponse]
     """Has a token take another user PIN, which the broker keeps from then on."""
-    UnblockTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.UnblockTokenPinRequest, _admin_service_pb2.UnblockTokenPinResponse]
+    UnblockTokenPin: _grpc.UnaryUnaryMultiCallable[_admin_pin_pb2.UnblockTokenPinRequest, _admin_pin_pb2.UnblockTokenPinResponse]
     """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
-    FindPinSharers: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.FindPinSharersRequest, _admin_service_pb2.FindPinSharersResponse]
+    FindPinSharers: _grpc.UnaryUnaryMultiCallable[_admin_pin_pb2.FindPinSharersRequest, _admin_pin_pb2.FindPinSharersResponse]
     """Which tokens a new one would share its PINs with, being another key of their card."""
-    ReadTokenPins: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ReadTokenPinsRequest, _admin_service_pb2.ReadTokenPinsResponse]
+    ReadTokenPins: _grpc.UnaryUnaryMultiCallable[_admin_pin_pb2.ReadTokenPinsRequest, _admin_pin_pb2.ReadTokenPinsResponse]
     """Asks a token for its retry counters, which spends none; a token in use is not asked."""
     ListHandshakes: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListHandshakesRequest, _admin_service_pb2.ListHandshakesResponse]
     """The latest handshakes, newest first."""
@@ -121,67 +203,67 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Reads broker.toml and the policy again; the new ones take over only when both are valid."""
     Metrics: _aio.UnaryStreamMultiCallable[_admin_service_pb2.MetricsRequest, _admin_service_pb2.MetricsResponse]  # type: ignore[assignment]
     """What a monitoring system reads; asks no card."""
-    AddVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AddVmRequest, _admin_service_pb2.AddVmResponse]  # type: ignore[assignment]
+    AddVm: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.AddVmRequest, _admin_vm_pb2.AddVmResponse]  # type: ignore[assignment]
     """Makes a VM known and opens its links."""
-    ListVms: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListVmsRequest, _admin_service_pb2.ListVmsResponse]  # type: ignore[assignment]
+    ListVms: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.ListVmsRequest, _admin_vm_pb2.ListVmsResponse]  # type: ignore[assignment]
     """All VMs."""
-    RemoveVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveVmRequest, _admin_service_pb2.RemoveVmResponse]  # type: ignore[assignment]
+    RemoveVm: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.RemoveVmRequest, _admin_vm_pb2.RemoveVmResponse]  # type: ignore[assignment]
     """Forgets a VM, its bindings and its enrolment; ends its links."""
-    UnlinkVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnlinkVmRequest, _admin_service_pb2.UnlinkVmResponse]  # type: ignore[assignment]
+    UnlinkVm: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.UnlinkVmRequest, _admin_vm_pb2.UnlinkVmResponse]  # type: ignore[assignment]
     """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
     open vchan. The next domain of the VM has a link again.
     """
-    LinkVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.LinkVmRequest, _admin_service_pb2.LinkVmResponse]  # type: ignore[assignment]
+    LinkVm: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.LinkVmRequest, _admin_vm_pb2.LinkVmResponse]  # type: ignore[assignment]
     """Opens it again, when the domain was not saved after all."""
-    EnrollVm: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EnrollVmRequest, _admin_service_pb2.EnrollVmResponse]  # type: ignore[assignment]
+    EnrollVm: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.EnrollVmRequest, _admin_vm_pb2.EnrollVmResponse]  # type: ignore[assignment]
     """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
-    Bind: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.BindRequest, _admin_service_pb2.BindResponse]  # type: ignore[assignment]
+    Bind: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.BindRequest, _admin_vm_pb2.BindResponse]  # type: ignore[assignment]
     """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
     one token, and each handshake takes the first card that is free. They have the same identity, which is
     subject and alternative names of their certificates; one without a certificate is let in and not used.
     """
-    Unbind: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnbindRequest, _admin_service_pb2.UnbindResponse]  # type: ignore[assignment]
+    Unbind: _aio.UnaryUnaryMultiCallable[_admin_vm_pb2.UnbindRequest, _admin_vm_pb2.UnbindResponse]  # type: ignore[assignment]
     """Takes a token away from a VM, or one card out of a pool."""
-    CreateToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateTokenRequest, _admin_service_pb2.CreateTokenResponse]  # type: ignore[assignment]
+    CreateToken: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.CreateTokenRequest, _admin_token_pb2.CreateTokenResponse]  # type: ignore[assignment]
     """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
     certificate; and a key pair inside it.
     """
-    AddToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AddTokenRequest, _admin_service_pb2.AddTokenResponse]  # type: ignore[assignment]
+    AddToken: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.AddTokenRequest, _admin_token_pb2.AddTokenResponse]  # type: ignore[assignment]
     """Makes a token known that exists already."""
-    ListAllTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAllTokensRequest, _admin_service_pb2.ListAllTokensResponse]  # type: ignore[assignment]
+    ListAllTokens: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.ListAllTokensRequest, _admin_token_pb2.ListAllTokensResponse]  # type: ignore[assignment]
     """All tokens; asks each card that is free."""
-    RemoveToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RemoveTokenRequest, _admin_service_pb2.RemoveTokenResponse]  # type: ignore[assignment]
+    RemoveToken: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.RemoveTokenRequest, _admin_token_pb2.RemoveTokenResponse]  # type: ignore[assignment]
     """Forgets a token that is bound to no VM."""
-    GenerateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GenerateKeyRequest, _admin_service_pb2.GenerateKeyResponse]  # type: ignore[assignment]
+    GenerateKey: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.GenerateKeyRequest, _admin_token_pb2.GenerateKeyResponse]  # type: ignore[assignment]
     """Makes a key pair inside a token that is known; its earlier certificate is gone."""
-    RetireToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RetireTokenRequest, _admin_service_pb2.RetireTokenResponse]  # type: ignore[assignment]
+    RetireToken: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.RetireTokenRequest, _admin_token_pb2.RetireTokenResponse]  # type: ignore[assignment]
     """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
-    ListRetiredTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListRetiredTokensRequest, _admin_service_pb2.ListRetiredTokensResponse]  # type: ignore[assignment]
+    ListRetiredTokens: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.ListRetiredTokensRequest, _admin_token_pb2.ListRetiredTokensResponse]  # type: ignore[assignment]
     """Tokens that have been."""
-    DiscoverTokens: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DiscoverTokensRequest, _admin_service_pb2.DiscoverTokensResponse]  # type: ignore[assignment]
+    DiscoverTokens: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.DiscoverTokensRequest, _admin_token_pb2.DiscoverTokensResponse]  # type: ignore[assignment]
     """What is there and could be made a token: cards in readers, keys behind modules, software elements."""
-    ResetToken: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ResetTokenRequest, _admin_service_pb2.ResetTokenResponse]  # type: ignore[assignment]
+    ResetToken: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.ResetTokenRequest, _admin_token_pb2.ResetTokenResponse]  # type: ignore[assignment]
     """Gets a token that hangs going again, as far as that is possible, and opens it anew."""
-    CreateCertificateRequest: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateCertificateRequestRequest, _admin_service_pb2.CreateCertificateRequestResponse]  # type: ignore[assignment]
+    CreateCertificateRequest: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.CreateCertificateRequestRequest, _admin_token_pb2.CreateCertificateRequestResponse]  # type: ignore[assignment]
     """A PKCS#10 request, signed inside the token."""
-    InstallCertificate: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.InstallCertificateRequest, _admin_service_pb2.InstallCertificateResponse]  # type: ignore[assignment]
+    InstallCertificate: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.InstallCertificateRequest, _admin_token_pb2.InstallCertificateResponse]  # type: ignore[assignment]
     """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
     it does not match the key, no server would take it, or it is of another identity than the token's pool.
     Handshakes under way go on; sessions made with the earlier certificate are not resumed.
     """
-    InstallTrust: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.InstallTrustRequest, _admin_service_pb2.InstallTrustResponse]  # type: ignore[assignment]
+    InstallTrust: _aio.UnaryUnaryMultiCallable[_admin_token_pb2.InstallTrustRequest, _admin_token_pb2.InstallTrustResponse]  # type: ignore[assignment]
     """Stores the CA certificates that the token trusts for servers."""
-    SetTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinRequest, _admin_service_pb2.SetTokenPinResponse]  # type: ignore[assignment]
+    SetTokenPin: _aio.UnaryUnaryMultiCallable[_admin_pin_pb2.SetTokenPinRequest, _admin_pin_pb2.SetTokenPinResponse]  # type: ignore[assignment]
     """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it."""
-    SetTokenPinSource: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetTokenPinSourceRequest, _admin_service_pb2.SetTokenPinSourceResponse]  # type: ignore[assignment]
+    SetTokenPinSource: _aio.UnaryUnaryMultiCallable[_admin_pin_pb2.SetTokenPinSourceRequest, _admin_pin_pb2.SetTokenPinSourceResponse]  # type: ignore[assignment]
     """Has the broker take a token's PIN from a file of dom0 whenever it needs it."""
-    ChangeTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ChangeTokenPinRequest, _admin_service_pb2.ChangeTokenPinResponse]  # type: ignore[assignment]
+    ChangeTokenPin: _aio.UnaryUnaryMultiCallable[_admin_pin_pb2.ChangeTokenPinRequest, _admin_pin_pb2.ChangeTokenPinResponse]  # type: ignore[assignment]
     """Has a token take another user PIN, which the broker keeps from then on."""
-    UnblockTokenPin: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.UnblockTokenPinRequest, _admin_service_pb2.UnblockTokenPinResponse]  # type: ignore[assignment]
+    UnblockTokenPin: _aio.UnaryUnaryMultiCallable[_admin_pin_pb2.UnblockTokenPinRequest, _admin_pin_pb2.UnblockTokenPinResponse]  # type: ignore[assignment]
     """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
-    FindPinSharers: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.FindPinSharersRequest, _admin_service_pb2.FindPinSharersResponse]  # type: ignore[assignment]
+    FindPinSharers: _aio.UnaryUnaryMultiCallable[_admin_pin_pb2.FindPinSharersRequest, _admin_pin_pb2.FindPinSharersResponse]  # type: ignore[assignment]
     """Which tokens a new one would share its PINs with, being another key of their card."""
-    ReadTokenPins: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ReadTokenPinsRequest, _admin_service_pb2.ReadTokenPinsResponse]  # type: ignore[assignment]
+    ReadTokenPins: _aio.UnaryUnaryMultiCallable[_admin_pin_pb2.ReadTokenPinsRequest, _admin_pin_pb2.ReadTokenPinsResponse]  # type: ignore[assignment]
     """Asks a token for its retry counters, which spends none; a token in use is not asked."""
     ListHandshakes: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListHandshakesRequest, _admin_service_pb2.ListHandshakesResponse]  # type: ignore[assignment]
     """The latest handshakes, newest first."""
@@ -220,33 +302,33 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def AddVm(
         self,
-        request: _admin_service_pb2.AddVmRequest,
+        request: _admin_vm_pb2.AddVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.AddVmResponse, _abc.Awaitable[_admin_service_pb2.AddVmResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.AddVmResponse, _abc.Awaitable[_admin_vm_pb2.AddVmResponse]]:
         """Makes a VM known and opens its links."""
 
     @_abc_1.abstractmethod
     def ListVms(
         self,
-        request: _admin_service_pb2.ListVmsRequest,
+        request: _admin_vm_pb2.ListVmsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ListVmsResponse, _abc.Awaitable[_admin_service_pb2.ListVmsResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.ListVmsResponse, _abc.Awaitable[_admin_vm_pb2.ListVmsResponse]]:
         """All VMs."""
 
     @_abc_1.abstractmethod
     def RemoveVm(
         self,
-        request: _admin_service_pb2.RemoveVmRequest,
+        request: _admin_vm_pb2.RemoveVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.RemoveVmResponse, _abc.Awaitable[_admin_service_pb2.RemoveVmResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.RemoveVmResponse, _abc.Awaitable[_admin_vm_pb2.RemoveVmResponse]]:
         """Forgets a VM, its bindings and its enrolment; ends its links."""
 
     @_abc_1.abstractmethod
     def UnlinkVm(
         self,
-        request: _admin_service_pb2.UnlinkVmRequest,
+        request: _admin_vm_pb2.UnlinkVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.UnlinkVmResponse, _abc.Awaitable[_admin_service_pb2.UnlinkVmResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.UnlinkVmResponse, _abc.Awaitable[_admin_vm_pb2.UnlinkVmResponse]]:
         """Ends a VM's link over vchan before its domain is saved or migrated: Linux does not get over either with an
         open vchan. The next domain of the VM has a link again.
         """
@@ -254,25 +336,25 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def LinkVm(
         self,
-        request: _admin_service_pb2.LinkVmRequest,
+        request: _admin_vm_pb2.LinkVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.LinkVmResponse, _abc.Awaitable[_admin_service_pb2.LinkVmResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.LinkVmResponse, _abc.Awaitable[_admin_vm_pb2.LinkVmResponse]]:
         """Opens it again, when the domain was not saved after all."""
 
     @_abc_1.abstractmethod
     def EnrollVm(
         self,
-        request: _admin_service_pb2.EnrollVmRequest,
+        request: _admin_vm_pb2.EnrollVmRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.EnrollVmResponse, _abc.Awaitable[_admin_service_pb2.EnrollVmResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.EnrollVmResponse, _abc.Awaitable[_admin_vm_pb2.EnrollVmResponse]]:
         """Signs the VM's enrolment certificate, for links over TCP, and ends links made with an earlier one."""
 
     @_abc_1.abstractmethod
     def Bind(
         self,
-        request: _admin_service_pb2.BindRequest,
+        request: _admin_vm_pb2.BindRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.BindResponse, _abc.Awaitable[_admin_service_pb2.BindResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.BindResponse, _abc.Awaitable[_admin_vm_pb2.BindResponse]]:
         """Lets a VM use a token, under a name of the VM's own. Several tokens of one name are a pool: the VM sees
         one token, and each handshake takes the first card that is free. They have the same identity, which is
         subject and alternative names of their certificates; one without a certificate is let in and not used.
@@ -281,17 +363,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Unbind(
         self,
-        request: _admin_service_pb2.UnbindRequest,
+        request: _admin_vm_pb2.UnbindRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.UnbindResponse, _abc.Awaitable[_admin_service_pb2.UnbindResponse]]:
+    ) -> _typing.Union[_admin_vm_pb2.UnbindResponse, _abc.Awaitable[_admin_vm_pb2.UnbindResponse]]:
         """Takes a token away from a VM, or one card out of a pool."""
 
     @_abc_1.abstractmethod
     def CreateToken(
         self,
-        request: _admin_service_pb2.CreateTokenRequest,
+        request: _admin_token_pb2.CreateTokenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.CreateTokenResponse, _abc.Awaitable[_admin_service_pb2.CreateTokenResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.CreateTokenResponse, _abc.Awaitable[_admin_token_pb2.CreateTokenResponse]]:
         """Makes a new token with random PINs that stay with the broker, or makes one known that exists and holds no
         certificate; and a key pair inside it.
         """
@@ -299,81 +381,81 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def AddToken(
         self,
-        request: _admin_service_pb2.AddTokenRequest,
+        request: _admin_token_pb2.AddTokenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.AddTokenResponse, _abc.Awaitable[_admin_service_pb2.AddTokenResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.AddTokenResponse, _abc.Awaitable[_admin_token_pb2.AddTokenResponse]]:
         """Makes a token known that exists already."""
 
     @_abc_1.abstractmethod
     def ListAllTokens(
         self,
-        request: _admin_service_pb2.ListAllTokensRequest,
+        request: _admin_token_pb2.ListAllTokensRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ListAllTokensResponse, _abc.Awaitable[_admin_service_pb2.ListAllTokensResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.ListAllTokensResponse, _abc.Awaitable[_admin_token_pb2.ListAllTokensResponse]]:
         """All tokens; asks each card that is free."""
 
     @_abc_1.abstractmethod
     def RemoveToken(
         self,
-        request: _admin_service_pb2.RemoveTokenRequest,
+        request: _admin_token_pb2.RemoveTokenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.RemoveTokenResponse, _abc.Awaitable[_admin_service_pb2.RemoveTokenResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.RemoveTokenResponse, _abc.Awaitable[_admin_token_pb2.RemoveTokenResponse]]:
         """Forgets a token that is bound to no VM."""
 
     @_abc_1.abstractmethod
     def GenerateKey(
         self,
-        request: _admin_service_pb2.GenerateKeyRequest,
+        request: _admin_token_pb2.GenerateKeyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.GenerateKeyResponse, _abc.Awaitable[_admin_service_pb2.GenerateKeyResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.GenerateKeyResponse, _abc.Awaitable[_admin_token_pb2.GenerateKeyResponse]]:
         """Makes a key pair inside a token that is known; its earlier certificate is gone."""
 
     @_abc_1.abstractmethod
     def RetireToken(
         self,
-        request: _admin_service_pb2.RetireTokenRequest,
+        request: _admin_token_pb2.RetireTokenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.RetireTokenResponse, _abc.Awaitable[_admin_service_pb2.RetireTokenResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.RetireTokenResponse, _abc.Awaitable[_admin_token_pb2.RetireTokenResponse]]:
         """Ends a token's life: takes it off its VMs, destroys its key where that can be, and keeps a record of it."""
 
     @_abc_1.abstractmethod
     def ListRetiredTokens(
         self,
-        request: _admin_service_pb2.ListRetiredTokensRequest,
+        request: _admin_token_pb2.ListRetiredTokensRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ListRetiredTokensResponse, _abc.Awaitable[_admin_service_pb2.ListRetiredTokensResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.ListRetiredTokensResponse, _abc.Awaitable[_admin_token_pb2.ListRetiredTokensResponse]]:
         """Tokens that have been."""
 
     @_abc_1.abstractmethod
     def DiscoverTokens(
         self,
-        request: _admin_service_pb2.DiscoverTokensRequest,
+        request: _admin_token_pb2.DiscoverTokensRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.DiscoverTokensResponse, _abc.Awaitable[_admin_service_pb2.DiscoverTokensResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.DiscoverTokensResponse, _abc.Awaitable[_admin_token_pb2.DiscoverTokensResponse]]:
         """What is there and could be made a token: cards in readers, keys behind modules, software elements."""
 
     @_abc_1.abstractmethod
     def ResetToken(
         self,
-        request: _admin_service_pb2.ResetTokenRequest,
+        request: _admin_token_pb2.ResetTokenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ResetTokenResponse, _abc.Awaitable[_admin_service_pb2.ResetTokenResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.ResetTokenResponse, _abc.Awaitable[_admin_token_pb2.ResetTokenResponse]]:
         """Gets a token that hangs going again, as far as that is possible, and opens it anew."""
 
     @_abc_1.abstractmethod
     def CreateCertificateRequest(
         self,
-        request: _admin_service_pb2.CreateCertificateRequestRequest,
+        request: _admin_token_pb2.CreateCertificateRequestRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.CreateCertificateRequestResponse, _abc.Awaitable[_admin_service_pb2.CreateCertificateRequestResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.CreateCertificateRequestResponse, _abc.Awaitable[_admin_token_pb2.CreateCertificateRequestResponse]]:
         """A PKCS#10 request, signed inside the token."""
 
     @_abc_1.abstractmethod
     def InstallCertificate(
         self,
-        request: _admin_service_pb2.InstallCertificateRequest,
+        request: _admin_token_pb2.InstallCertificateRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.InstallCertificateResponse, _abc.Awaitable[_admin_service_pb2.InstallCertificateResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.InstallCertificateResponse, _abc.Awaitable[_admin_token_pb2.InstallCertificateResponse]]:
         """Stores the certificate chain in the token, for the next handshake on. Refused, and the earlier one stays, if
         it does not match the key, no server would take it, or it is of another identity than the token's pool.
         Handshakes under way go on; sessions made with the earlier certificate are not resumed.
@@ -382,57 +464,57 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def InstallTrust(
         self,
-        request: _admin_service_pb2.InstallTrustRequest,
+        request: _admin_token_pb2.InstallTrustRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.InstallTrustResponse, _abc.Awaitable[_admin_service_pb2.InstallTrustResponse]]:
+    ) -> _typing.Union[_admin_token_pb2.InstallTrustResponse, _abc.Awaitable[_admin_token_pb2.InstallTrustResponse]]:
         """Stores the CA certificates that the token trusts for servers."""
 
     @_abc_1.abstractmethod
     def SetTokenPin(
         self,
-        request: _admin_service_pb2.SetTokenPinRequest,
+        request: _admin_pin_pb2.SetTokenPinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.SetTokenPinResponse, _abc.Awaitable[_admin_service_pb2.SetTokenPinResponse]]:
+    ) -> _typing.Union[_admin_pin_pb2.SetTokenPinResponse, _abc.Awaitable[_admin_pin_pb2.SetTokenPinResponse]]:
         """Gives the broker another PIN for a token; tries it once, and wipes it when the token refuses it."""
 
     @_abc_1.abstractmethod
     def SetTokenPinSource(
         self,
-        request: _admin_service_pb2.SetTokenPinSourceRequest,
+        request: _admin_pin_pb2.SetTokenPinSourceRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.SetTokenPinSourceResponse, _abc.Awaitable[_admin_service_pb2.SetTokenPinSourceResponse]]:
+    ) -> _typing.Union[_admin_pin_pb2.SetTokenPinSourceResponse, _abc.Awaitable[_admin_pin_pb2.SetTokenPinSourceResponse]]:
         """Has the broker take a token's PIN from a file of dom0 whenever it needs it."""
 
     @_abc_1.abstractmethod
     def ChangeTokenPin(
         self,
-        request: _admin_service_pb2.ChangeTokenPinRequest,
+        request: _admin_pin_pb2.ChangeTokenPinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ChangeTokenPinResponse, _abc.Awaitable[_admin_service_pb2.ChangeTokenPinResponse]]:
+    ) -> _typing.Union[_admin_pin_pb2.ChangeTokenPinResponse, _abc.Awaitable[_admin_pin_pb2.ChangeTokenPinResponse]]:
         """Has a token take another user PIN, which the broker keeps from then on."""
 
     @_abc_1.abstractmethod
     def UnblockTokenPin(
         self,
-        request: _admin_service_pb2.UnblockTokenPinRequest,
+        request: _admin_pin_pb2.UnblockTokenPinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.UnblockTokenPinResponse, _abc.Awaitable[_admin_service_pb2.UnblockTokenPinResponse]]:
+    ) -> _typing.Union[_admin_pin_pb2.UnblockTokenPinResponse, _abc.Awaitable[_admin_pin_pb2.UnblockTokenPinResponse]]:
         """Has a token take another user PIN with all its tries, even if the earlier one is blocked."""
 
     @_abc_1.abstractmethod
     def FindPinSharers(
         self,
-        request: _admin_service_pb2.FindPinSharersRequest,
+        request: _admin_pin_pb2.FindPinSharersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.FindPinSharersResponse, _abc.Awaitable[_admin_service_pb2.FindPinSharersResponse]]:
+    ) -> _typing.Union[_admin_pin_pb2.FindPinSharersResponse, _abc.Awaitable[_admin_pin_pb2.FindPinSharersResponse]]:
         """Which tokens a new one would share its PINs with, being another key of their card."""
 
     @_abc_1.abstractmethod
     def ReadTokenPins(
         self,
-        request: _admin_service_pb2.ReadTokenPinsRequest,
+        request: _admin_pin_pb2.ReadTokenPinsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ReadTokenPinsResponse, _abc.Awaitable[_admin_service_pb2.ReadTokenPinsResponse]]:
+    ) -> _typing.Union[_admin_pin_pb2.ReadTokenPinsResponse, _abc.Awaitable[_admin_pin_pb2.ReadTokenPinsResponse]]:
         """Asks a token for its retry counters, which spends none; a token in use is not asked."""
 
     @_abc_1.abstractmethod

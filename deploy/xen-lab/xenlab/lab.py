@@ -200,9 +200,9 @@ class DomU(Machine):
         """`xl unpause`."""
         self._xl("unpause")
 
-    def save(self, path: str) -> None:
+    def save(self, path: str, *options: str) -> None:
         """`xl save`: its memory goes to a file in dom0, and it is gone."""
-        self._xl("save", path)
+        self.dom0.run(["xl", "save", *options, self.name, path], seconds=BOOT_WITHIN)
         self._forget()
 
     def restore(self, path: str) -> None:
