@@ -94,10 +94,15 @@ class Stage:
             wait_for_socket(machine, agent, f"{HOME}/agent.sock")
             yield agent
 
-    def leave_agent(self, domain: DomU) -> int:
-        """Start one over vchan that outlives the lab's line to the domain; its PID."""
+    @contextmanager
+    def lasting_agent(self, domain: DomU) -> Iterator[int]:
+        """One over vchan that does not end with the lab's line to the domain; its PID."""
         _configure_agent(domain, domain.name, Link.VCHAN)
-        return int(domain.sh(f"setsid {shlex.join(_AGENT)} </dev/null >{HOME}/agent.log 2>&1 & echo $!"))
+        pid = domain.sh(f"setsid {shlex.join(_AGENT)} </dev/null >{HOME}/agent.log 2>&1 & echo $!")
+        try:
+            yield int(pid)
+        finally:
+            domain.sh(f"kill {pid}", check=False)
 
     def connect(self, machine: Machine, *options: str) -> tuple[dict[str, Any], str]:
         """`vmtoken connect` to the server: what it says of the session, and the server's page."""

@@ -47,14 +47,15 @@ def test_an_unlinked_domain_is_saved_and_restored_with_its_agent(
     stage: Stage, broker: Broker, own: DomU
 ) -> None:
     """Its domid is another and its channel a new one, which the agent finds that was there before."""
-    before, agent = own.domid, stage.leave_agent(own)
-    broker.wait_for_agent(own)
-    broker.control("vm", "unlink", own.name)
-    own.save("/root/own.save")
-    own.restore("/root/own.save")
-    assert own.domid != before
-    broker.wait_for_agent(own)
-    own.sh(f"kill -0 {agent}")
+    before = own.domid
+    with stage.lasting_agent(own) as agent:
+        broker.wait_for_agent(own)
+        broker.control("vm", "unlink", own.name)
+        own.save("/root/own.save")
+        own.restore("/root/own.save")
+        assert own.domid != before
+        broker.wait_for_agent(own)
+        own.sh(f"kill -0 {agent}")
     assert broker.vm(own)["domid"] == own.domid
 
 
