@@ -35,8 +35,8 @@ EVERY = 30.0
 PAUSES = (5.0, 5.0, 45.0)
 """Seconds: the third is longer than the heartbeat allows, so the broker ends the link."""
 
-CREATED_WITHIN = 3
-"""Times that `xl create` may give up."""
+MOST_FAILED_STARTS = 3
+"""Times in a row that `xl create` may give up."""
 
 AT_ONCE = 3
 """Domains that something is done to; one boots for up to a minute while others come and go."""
@@ -131,7 +131,7 @@ class Guest:
 
     def _create(self) -> None:
         """libxl gives a disk or an interface 40 seconds to come up, which is little where dom0 is busy."""
-        for _ in range(CREATED_WITHIN):
+        for _ in range(MOST_FAILED_STARTS):
             try:
                 self.domain.create()
                 return
