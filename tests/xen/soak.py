@@ -140,8 +140,8 @@ class Soak:
             )
         _say(f"{sum(guest.again for guest in crowd.guests):,} connections made anew before an answer")
         _say(
-            f"{crowd.renewed} domains destroyed and made anew, xl gave up {crowd.failed_starts} times; "
-            f"{crowd.paused} paused; "
+            f"{crowd.renewed} domains destroyed and made anew, {crowd.paused} paused; "
+            f"{crowd.failed_starts} times one did not come up at first; "
             f"slowest round {max(guest.slowest for guest in crowd.guests):.0f} s"
         )
         _say(f"errors in domains that were paused: {_listed(crowd.excused)}")
