@@ -58,7 +58,7 @@ def test_a_guests_memory_holds_the_keys_of_its_open_sessions_and_no_other_secret
     assert len(secrets) > 50
 
     keys, pins = kept_by(residents.stage, "web01-card")
-    assert len(pins) == 2 * len(applications)
+    assert len(pins) >= 2 * len(applications)
     must_stay = {*secrets, *key_blocks_of_the_other, *keys, *pins}
     memory = GuestMemory.of(lab.domu("web01"), {*must_stay, *key_blocks})
     assert key_blocks <= memory.found, "the search does not find what is there"

@@ -206,9 +206,10 @@ class DomU(Machine):
         self._forget()
 
     def restore(self, path: str) -> None:
-        """`xl restore`: it goes on where it was saved, with a new domid."""
+        """`xl restore`: it goes on where it was saved, with a new domid; the file goes, dom0 has little room."""
         self._forget()
         self.dom0.run(["xl", "restore", path], seconds=BOOT_WITHIN)
+        self.dom0.run(["rm", path])
         self.wait_until_up()
 
     # What is known of it.
