@@ -43,9 +43,7 @@ _SPOILED = {
 def evil(lab: Lab, residents: Residents) -> DomU:
     """A domain without an agent, whose channel is there for whatever a test runs in it."""
     residents.move_out("web02")
-    domain = lab.domu("web02")
-    wait_for_channel(lab.dom0, domain.domid)
-    return domain
+    return lab.domu("web02")
 
 
 @pytest.fixture
@@ -96,10 +94,12 @@ for _ in range(300):
         refused += 1
 print("refused", refused, flush=True)
 """
+    wait_for_channel(broker.machine, evil.domid)
     before = broker.memory, broker.descriptors
     with evil.start_python(crowd, str(evil.domid), "patient") as guest:
         assert guest.wait_for("refused (3..)")[1] == "300"
         serves(good)
+    wait_for_channel(broker.machine, evil.domid)
     assert broker.memory < before[0] + 8192
     assert broker.descriptors <= before[1]
 
@@ -119,6 +119,7 @@ while time.monotonic() < end:
         time.sleep(0.01)
 print("came", count, flush=True)
 """
+    wait_for_channel(broker.machine, evil.domid)
     before = broker.descriptors
     with evil.start_python(loop, str(evil.domid), "patient") as guest:
         guest.wait_for("open")

@@ -206,7 +206,7 @@ class DomU(Machine):
         self._forget()
 
     def restore(self, path: str) -> None:
-        """`xl restore`: it goes on where it was saved, with a new domid; the file goes, dom0 has little room."""
+        """`xl restore`: it goes on with a new domid. The file is removed, for dom0 has little room."""
         self._forget()
         self.dom0.run(["xl", "restore", path], seconds=BOOT_WITHIN)
         self.dom0.run(["rm", path])
