@@ -8,7 +8,7 @@ import uuid
 import pytest
 from xenlab import DomU, Lab
 
-from tests.xen.links import Broker, nodes, probe_in, wait_for_channel
+from tests.xen.links import HOME, READY_WITHIN, Broker, nodes, probe_in, wait_for_channel
 from tests.xen.residents import Application, Residents
 from tests.xen.stage import Stage
 
@@ -54,9 +54,11 @@ def test_an_unlinked_domain_is_saved_and_restored_with_its_agent(
         own.save("/root/own.save")
         own.restore("/root/own.save")
         assert own.domid != before
-        broker.wait_for_agent(own)
+        own.run(["vmtoken", "--socket", f"{HOME}/agent.sock", "list"], seconds=READY_WITHIN)
         own.sh(f"kill -0 {agent}")
-    assert broker.vm(own)["domid"] == own.domid
+        shown = broker.vm(own)
+        assert (shown["domid"], shown["agent"]) == (own.domid, True)
+    own.wait_until(f"! kill -0 {agent}", 60)
 
 
 @pytest.mark.long

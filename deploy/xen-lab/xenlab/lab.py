@@ -206,9 +206,13 @@ class DomU(Machine):
         self._forget()
 
     def restore(self, path: str) -> None:
-        """`xl restore`: it goes on with a new domid. The file is removed, for dom0 has little room."""
+        """`xl restore`: it goes on, with a new domid unless `xl save -D` was told to keep the one it had.
+
+        The file is removed, for dom0 has little room.
+        """
         self._forget()
-        self.dom0.run(["xl", "restore", path], seconds=BOOT_WITHIN)
+        at_once = {"LIBXL_DOMID_REUSE_TIMEOUT": "0"}
+        self.dom0.run(["xl", "restore", path], seconds=BOOT_WITHIN, environment=at_once)
         self.dom0.run(["rm", path])
         self.wait_until_up()
 
