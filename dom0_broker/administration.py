@@ -62,8 +62,8 @@ class LinkControl(Protocol):
         """The domain that a VM is now."""
         ...
 
-    async def unlink_vm(self, vm: DomainIdentity) -> bool:
-        """End the vchan of a VM; whether its domain runs."""
+    async def unlink_vm(self, vm: DomainIdentity) -> None:
+        """End the vchan of a VM until it has another domain."""
         ...
 
     def link_vm(self, vm: DomainIdentity) -> None:
@@ -134,16 +134,15 @@ class VmAdministration:
     async def unlink(self, name_or_uuid: str) -> None:
         """End the vchan of a VM before its domain is saved. Raises `NotFound`, `Conflict`."""
         vm = self._desk.inventory.vm(name_or_uuid).identity
-        if not await self._links.unlink_vm(vm):
-            raise Conflict(
-                f"VM '{vm.name}' has no vchan that could be ended: its domain does not run, "
-                "or vchan is not enabled in broker.toml."
-            )
+        if self._domid(vm) is None:
+            raise Conflict(f"VM '{vm.name}' has no vchan that could be ended: its domain does not run.")
+        await self._links.unlink_vm(vm)
         await self._record("vm-unlinked", vm)
 
     async def link(self, name_or_uuid: str) -> None:
-        """Take `unlink` back. Raises `NotFound`."""
+        """Take `unlink` back. Raises `NotFound`, `Conflict`."""
         vm = self._desk.inventory.vm(name_or_uuid).identity
+        self._domid(vm)
         self._links.link_vm(vm)
         await self._record("vm-linked", vm)
 
@@ -197,6 +196,13 @@ class VmAdministration:
             raise InvalidRequest("The certificates are not X.509 in DER.") from error
         request = PolicyRequest(vm, bound.name, assurance)
         return list(self._desk.policy().explain(request, server_name, path or None))
+
+    def _domid(self, vm: DomainIdentity) -> int | None:
+        """The domain that a VM is now. Raises `Conflict` when the broker does not watch domains."""
+        residence = self._links.residence(vm)
+        if residence is None:
+            raise Conflict("The broker serves no vchan: see [vchan] in broker.toml, and 'vmtokenctl status'.")
+        return residence.domid
 
     async def _record(self, event: str, vm: DomainIdentity, fields: Fields | None = None) -> None:
         await recorded(self._desk.audit, event, {"vm": vm.name, "vm_uuid": str(vm.uuid), **(fields or {})})

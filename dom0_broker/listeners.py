@@ -131,9 +131,10 @@ class Links:
             return None
         return Residence(self._vchan.domid(vm), self._vchan.connected(vm), self._vchan.unlinked(vm))
 
-    async def unlink_vm(self, vm: DomainIdentity) -> bool:
-        """End the vchan of a VM until it has another domain; whether it has one to be unlinked from."""
-        return self._vchan is not None and await self._vchan.unlink(vm)
+    async def unlink_vm(self, vm: DomainIdentity) -> None:
+        """End the vchan of a VM until it has another domain."""
+        if self._vchan is not None:
+            await self._vchan.unlink(vm)
 
     def link_vm(self, vm: DomainIdentity) -> None:
         """Open the vchan of a VM again."""

@@ -105,13 +105,12 @@ class VchanLinks:
         """Whether the domain that a VM has now was unlinked."""
         return any(each.vm.uuid == vm.uuid for each in self._unlinked)
 
-    async def unlink(self, vm: DomainIdentity) -> bool:
-        """End the link of a VM until it has another domain, or `link`; whether it has a domain."""
+    async def unlink(self, vm: DomainIdentity) -> None:
+        """End the link of a VM until it has another domain, or `link`."""
         self._unlinked |= {each for each in self._serving if each.vm.uuid == vm.uuid}
         self.reconsider()
         await self.settled()
         await asyncio.sleep(GIVE_BACK)
-        return self.unlinked(vm)
 
     def link(self, vm: DomainIdentity) -> None:
         """Take `unlink` back."""

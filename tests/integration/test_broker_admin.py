@@ -120,6 +120,8 @@ async def test_operator_is_told_what_is_wrong(tmp_path: Path) -> None:
             await admin.LinkVm(pb.LinkVmRequest(vm="web09"))
         async with refused("CONFLICT"):
             await admin.UnlinkVm(pb.UnlinkVmRequest(vm="web01"))
+        async with refused("CONFLICT"):
+            await admin.LinkVm(pb.LinkVmRequest(vm="web01"))
         async with refused("NOT_FOUND"):
             await admin.Bind(pb.BindRequest(vm="web01", token="nothing"))
         async with refused("ALREADY_EXISTS"):

@@ -51,6 +51,7 @@ def test_an_unlinked_domain_is_saved_and_restored_with_its_agent(
     with stage.lasting_agent(own) as agent:
         broker.wait_for_agent(own)
         broker.control("vm", "unlink", own.name)
+        assert broker.vm(own)["domain"] == "running, unlinked"
         own.save("/root/own.save")
         own.restore("/root/own.save")
         assert own.domid != before

@@ -265,8 +265,8 @@ class DomU(Machine):
         answer = self.dom0.run(["xl", "domid", self.name], check=False)
         return int(answer.stdout) if answer.returncode == 0 else None
 
-    def _xl(self, command: str, *arguments: str) -> None:
-        self.dom0.run(["xl", command, self.name, *arguments], seconds=BOOT_WITHIN)
+    def _xl(self, command: str) -> None:
+        self.dom0.run(["xl", command, self.name], seconds=BOOT_WITHIN)
 
     def _forget(self) -> None:
         """Let dom0's agent close its connection: a domain that is destroyed does not."""
