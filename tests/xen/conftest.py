@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from xenlab import DomU, Lab, images
+from xenlab import DomU, Lab, images, snapshot
 from xenlab.suite import RESULTS
 
 from tests.xen.links import Broker
@@ -58,8 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def booted_lab() -> Iterator[Lab]:
-    """Xen and dom0, booted once for all tests."""
-    with Lab.boot(images.build(), RESULTS) as lab:
+    """Xen, dom0 and the domUs of most tests; booted once, and then as they were at that time."""
+    with Lab.boot(snapshot.of(images.build()), RESULTS) as lab:
         yield lab
 
 
@@ -78,11 +78,18 @@ def booted_residents(booted_lab: Lab) -> Iterator[Residents]:
     """web01 and web02, known by their UUIDs, agents on vchan; the broker writes down what it derives."""
     booted_lab.prepare(*VMS, OWN)
     install_tapped_broker(booted_lab.dom0)
-    with Stage.running(booted_lab.dom0, TAPPED_BROKER) as stage, nginx(booted_lab.dom0):
-        for name in VMS:
-            stage.personalise(name, booted_lab.domu(name).uuid)
-        with Residents(stage) as residents:
-            yield residents
+    with (
+        Stage.running(booted_lab.dom0, TAPPED_BROKER) as stage,
+        nginx(booted_lab.dom0),
+        Residents(stage) as residents,
+    ):
+        with ThreadPoolExecutor() as pool:
+            moving = [pool.submit(residents.application, booted_lab.domu(name), name) for name in VMS]
+            for name in VMS:
+                stage.personalise(name, booted_lab.domu(name).uuid)
+        for moved in moving:
+            moved.result()
+        yield residents
 
 
 @pytest.fixture
@@ -111,12 +118,9 @@ def broker(stage: Stage) -> Broker:
 @pytest.fixture
 def applications(lab: Lab, residents: Residents) -> dict[str, Application]:
     """An application in each VM, by its name."""
-
-    def resident(name: str) -> tuple[str, Application]:
-        return name, residents.application(lab.domu(name), name)
-
     with ThreadPoolExecutor() as pool:
-        return dict(pool.map(resident, VMS))
+        moving = {name: pool.submit(residents.application, lab.domu(name), name) for name in VMS}
+    return {name: moved.result() for name, moved in moving.items()}
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ _RESTLESS = (Path(__file__).parent / "restless.py").read_text()
 MEMORY = 128
 """MiB of a domU: the kernel leaves 80, and lab and program need half of that; with gRPC it takes 192."""
 
-WEIGHT = 4096
-"""Of dom0, sixteen times that of a domU: with as much as each of twenty, nothing in it would get done."""
+DOM0_WEIGHT, BOOT_WEIGHT, WEIGHT = 4096, 1024, 256
+"""Of dom0, of a domain that boots, of any other: dom0 would get nothing done with no more than a domU has."""
 
 ROUND_WITHIN = 900.0 * PATIENCE
-"""Seconds for a round, which takes twenty where the machine is quiet, and for the start of the program."""
+"""Seconds for a round, which takes twenty where the machine is quiet, for a boot, for the program's start."""
 
 EVERY = 30.0
 """Seconds from one domain to the next that something is done to."""
@@ -129,11 +129,13 @@ class Guest:
             self.wait_for_rounds(2)
 
     def _start(self) -> None:
-        """Again, when it starves: libxl gives a disk or an interface 40 seconds, and the lab a boot 300."""
+        """Again, when it starves: libxl gives a disk or an interface 40 seconds."""
         for failed in range(MOST_FAILED_STARTS + 1):
             try:
                 self.domain.create()
-                self.domain.wait_until_up()
+                self._weigh(BOOT_WEIGHT)
+                self.domain.wait_until_up(ROUND_WITHIN)
+                self._weigh(WEIGHT)
                 return
             except LabError:
                 if failed == MOST_FAILED_STARTS:
@@ -141,6 +143,9 @@ class Guest:
                 self.failed_starts += 1
                 if self.domain.is_alive:
                     self.domain.destroy()
+
+    def _weigh(self, weight: int) -> None:
+        self.domain.dom0.run(["xl", "sched-credit2", "-d", self.domain.name, "-w", str(weight)])
 
     @contextmanager
     def _forgiven(self) -> Iterator[None]:
@@ -174,13 +179,13 @@ class Crowd:
     @classmethod
     def gathered(cls, lab: Lab, broker: Broker, count: int) -> Crowd:
         """Domains that run and are VMs of the broker; each boots while the next is made."""
-        lab.dom0.run(["xl", "sched-credit2", "-d", "Domain-0", "-w", str(WEIGHT)])
+        lab.dom0.run(["xl", "sched-credit2", "-d", "Domain-0", "-w", str(DOM0_WEIGHT)])
         domains = [lab.define(f"vm{number:02}", memory=MEMORY) for number in range(1, count + 1)]
         for domain in domains:
             domain.create()
         broker.know(*domains)
         for domain in domains:
-            domain.wait_until_up()
+            domain.wait_until_up(ROUND_WITHIN)
         return cls([Guest(domain) for domain in domains])
 
     def begin(self, rounds: int) -> None:

@@ -56,7 +56,7 @@ class Broker:
     def __init__(self, machine: Machine, program: Sequence[str] = BROKER) -> None:
         self.machine = machine
         self.program = program
-        self._console: Dialogue | None = None
+        self._console = self._opened_console()
         self.process = self._started()
 
     @classmethod
@@ -73,8 +73,7 @@ class Broker:
             yield broker
         finally:
             broker.process.stop()
-            if broker._console:
-                broker._console.process.kill()
+            broker._console.process.kill()
 
     def start(self) -> None:
         """After its end, with all that it kept."""
@@ -82,9 +81,8 @@ class Broker:
 
     def control(self, *arguments: str) -> str:
         """What `vmtokenctl` prints."""
-        if self._console is None or self._console.process.has_ended:
-            process = self.machine.start_python(_CONTROL, f"{HOME}/broker.toml", directory=HOME)
-            self._console = Dialogue(process)
+        if self._console.process.has_ended:
+            self._console = self._opened_console()
         code, printed = json.loads(self._console.ask(json.dumps(arguments)))
         assert code == 0, f"vmtokenctl {' '.join(arguments)}: {printed}"
         return str(printed)
@@ -126,6 +124,10 @@ class Broker:
     def memory(self) -> int:
         """Resident memory of its process, KiB."""
         return int(self.machine.sh(f"awk '/VmRSS/{{print $2}}' /proc/{self.process.pid}/status"))
+
+    def _opened_console(self) -> Dialogue:
+        """It takes as long to start as the broker."""
+        return Dialogue(self.machine.start_python(_CONTROL, f"{HOME}/broker.toml", directory=HOME))
 
     def _started(self) -> Process:
         self.machine.sh(f"rm -f {HOME}/run/admin.sock")

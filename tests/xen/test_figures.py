@@ -1,4 +1,4 @@
-"""Handshakes and calls over vchan, beside TCP and a Unix socket: figures for the report, no test of speed.
+"""Calls and handshakes over vchan, beside other links and beside a hostile guest: figures, no tests of speed.
 
 Each link has an agent and an application of its own, all of one broker, and they take turns, so that what
 else the machine does falls on all of them. Emulation makes absolute times meaningless: read the ratios.
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from xenlab import Lab
 
+from tests.xen.hostile import COMES_AND_GOES, COMPUTES, FLOODS, NEVER_READS
 from tests.xen.links import DOM0
 from tests.xen.nginx import PORT
 from tests.xen.residents import Application, Residents
@@ -22,6 +23,15 @@ from tests.xen.stage import SERVER_NAME, Link
 ROUNDS = 3
 CALLS, HANDSHAKES, CROWD = 20, 4, 8
 """In a round, one after the other; and handshakes at once."""
+
+NEIGHBOURS = {
+    "sleeps": "print('open', flush=True); import time; time.sleep(600)",
+    "computes": COMPUTES,
+    "floods with notifications": FLOODS,
+    "fills its ring and never reads": NEVER_READS,
+    "comes and goes in a tight loop": COMES_AND_GOES,
+}
+"""What another VM does meanwhile. One that computes does no wrong, and takes its share of the processors."""
 
 SERVER = {"host": DOM0, "port": PORT, "server_name": SERVER_NAME}
 
@@ -80,6 +90,34 @@ def test_figures(contenders: list[Contender], figures: Callable[[str], None]) ->
             contender.take_turn()
     for line in _table(contenders):
         figures(line)
+
+
+@pytest.mark.long
+def test_figures_beside_a_hostile_guest(
+    lab: Lab, residents: Residents, figures: Callable[[str], None]
+) -> None:
+    """Calls of web01, while web02 does one thing after another, again and again."""
+    application, other = residents.application(lab.domu("web01"), "web01"), lab.domu("web02")
+    residents.move_out(other.name)
+    calls: dict[str, list[float]] = {name: [] for name in NEIGHBOURS}
+    application.do("time_calls", count=CALLS)
+    for _ in range(ROUNDS):
+        for name, program in NEIGHBOURS.items():
+            with other.start_python(program, str(other.domid), "patient") as neighbour:
+                neighbour.wait_for("open")
+                calls[name] += application.do("time_calls", count=CALLS)["each"]
+    figures(
+        f"\n{'a call while another VM':<34}{'median, ms':>12}{'90th':>8}   to one that computes: median, 90th"
+    )
+    base = _median_and_90th(calls["computes"])
+    for name, times in calls.items():
+        median, late = _median_and_90th(times)
+        figures(f"{name:<34}{median:>12.2f}{late:>8.2f}   {median / base[0]:.2f}, {late / base[1]:.2f}")
+
+
+def _median_and_90th(times: list[float]) -> tuple[float, float]:
+    tenths = statistics.quantiles(times, n=10)
+    return tenths[4], tenths[8]
 
 
 def _table(contenders: list[Contender]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from xenlab import Lab
 from tests.xen.residents import Residents, Seen
 from tests.xen.stage import Link, Stage
 
+pytestmark = pytest.mark.long
+
 
 def test_sessions_from_dom0_over_a_unix_socket(lab: Lab, stage: Stage) -> None:
     with stage.agent(lab.dom0, "web01", Link.UNIX):
@@ -18,7 +20,6 @@ def test_sessions_from_dom0_over_a_unix_socket(lab: Lab, stage: Stage) -> None:
             assert Seen.on(page).client == "web01"
 
 
-@pytest.mark.long
 def test_session_from_a_domu_over_tcp_is_made_and_resumed(lab: Lab, residents: Residents) -> None:
     web02, stage = lab.domu("web02"), residents.stage
     residents.move_out("web02")

@@ -79,7 +79,7 @@ except OSError as error:
     assert lab.dom0.python(source, f"{HOME}/run/vms/web01/broker.sock").strip() == "PermissionError"
 
 
-@pytest.mark.parametrize("end", ["stopped", "killed"])
+@pytest.mark.parametrize("end", [pytest.param("stopped", marks=pytest.mark.long), "killed"])
 def test_sessions_outlive_the_broker_which_is_found_again(
     lab: Lab, broker: Broker, applications: dict[str, Application], end: str
 ) -> None:

@@ -5,31 +5,9 @@ from __future__ import annotations
 import pytest
 from xenlab import DomU, Lab
 
+from tests.xen.hostile import COMES_AND_GOES, FLOODS, NEVER_READS, OPEN
 from tests.xen.links import Broker, wait_for_channel
 from tests.xen.residents import Application, Residents
-
-_OPEN = """
-import ctypes, sys, time
-from vmtoken.transport import libxenvchan
-domid, what = sys.argv[1:3]
-for attempt in range(600):
-    try:
-        vchan = libxenvchan.open_client(0, f"/local/domain/0/data/vmtoken/{domid}")
-        break
-    except OSError as error:
-        print(f"refused {error.errno}", flush=True)
-        if what == "once":
-            sys.exit()
-        time.sleep(0.1)
-control = vchan._control.contents
-events = ctypes.CDLL("libxenevtchn.so.1")
-events.xenevtchn_notify.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
-
-def notify():
-    events.xenevtchn_notify(control.event, control.event_port)
-
-print("open", flush=True)
-"""
 
 _SPOILED = {
     "producer": "control.write.shr[1] = 0x7FFF_FFFF",
@@ -54,7 +32,7 @@ def good(web01: DomU, residents: Residents) -> Application:
 
 @pytest.mark.parametrize("what", sorted(_SPOILED))
 def test_garbage_in_the_shared_page_is_seen(broker: Broker, evil: DomU, good: Application, what: str) -> None:
-    spoil = f"{_OPEN}\n{_SPOILED[what]}\nnotify()\ntime.sleep(2)\n"
+    spoil = f"{OPEN}\n{_SPOILED[what]}\nnotify()\ntime.sleep(2)\n"
     before = broker.records("link-violation", evil.domid)
     with evil.start_python(spoil, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
@@ -63,8 +41,7 @@ def test_garbage_in_the_shared_page_is_seen(broker: Broker, evil: DomU, good: Ap
 
 
 def test_a_flood_of_notifications_delays_nobody(broker: Broker, evil: DomU, good: Application) -> None:
-    flood = f"{_OPEN}\nend = time.monotonic() + 10\nwhile time.monotonic() < end:\n    notify()\n"
-    with evil.start_python(flood, str(evil.domid), "patient") as guest:
+    with evil.start_python(FLOODS, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         for _ in range(5):
             serves(good)
@@ -73,9 +50,8 @@ def test_a_flood_of_notifications_delays_nobody(broker: Broker, evil: DomU, good
 def test_a_guest_that_writes_and_never_reads_fills_its_own_ring(
     broker: Broker, evil: DomU, good: Application
 ) -> None:
-    flood = f"{_OPEN}\nwhile True:\n    vchan.write(bytes(65536)) or time.sleep(0.001)\n"
     before = broker.memory
-    with evil.start_python(flood, str(evil.domid), "patient") as guest:
+    with evil.start_python(NEVER_READS, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         for _ in range(5):
             serves(good)
@@ -85,7 +61,7 @@ def test_a_guest_that_writes_and_never_reads_fills_its_own_ring(
 def test_a_guest_that_opens_hundreds_of_channels_gets_one(
     broker: Broker, evil: DomU, good: Application
 ) -> None:
-    crowd = f"""{_OPEN}
+    crowd = f"""{OPEN}
 refused = 0
 for _ in range(300):
     try:
@@ -107,21 +83,9 @@ print("refused", refused, flush=True)
 def test_a_guest_that_comes_and_goes_in_a_tight_loop_has_to_wait(
     broker: Broker, evil: DomU, good: Application
 ) -> None:
-    loop = f"""{_OPEN}
-vchan.close()
-end = time.monotonic() + 5
-count = 0
-while time.monotonic() < end:
-    try:
-        libxenvchan.open_client(0, f"/local/domain/0/data/vmtoken/{{domid}}").close()
-        count += 1
-    except OSError:
-        time.sleep(0.01)
-print("came", count, flush=True)
-"""
     wait_for_channel(broker.machine, evil.domid)
     before = broker.descriptors
-    with evil.start_python(loop, str(evil.domid), "patient") as guest:
+    with evil.start_python(COMES_AND_GOES, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         serves(good)
         assert int(guest.wait_for(r"came (\d+)")[1]) < 50
@@ -156,7 +120,7 @@ asyncio.run(main())
 
 
 def test_another_domain_cannot_come_in(lab: Lab, evil: DomU, good: Application) -> None:
-    assert evil.python(_OPEN, str(lab.domu("web01").domid), "once").strip() == "refused 13"
+    assert evil.python(OPEN, str(lab.domu("web01").domid), "once").strip() == "refused 13"
     serves(good)
 
 
@@ -182,7 +146,7 @@ def test_a_second_domain_with_the_uuid_of_a_first_gets_no_link_and_takes_none_aw
     copy = lab.create("copy", identity=web01.uuid)
     try:
         broker.wait_for_record("domain-refused", copy.domid)
-        assert copy.python(_OPEN, str(copy.domid), "once").startswith("refused")
+        assert copy.python(OPEN, str(copy.domid), "once").startswith("refused")
         assert broker.vm(web01)["domid"] == web01.domid
     finally:
         copy.destroy()

@@ -6,8 +6,10 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from xenlab import images, shell, suite
+from xenlab import images, shell, snapshot, suite
 from xenlab.errors import LabError
 from xenlab.lab import Lab
 
@@ -43,9 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 def _boot(arguments: argparse.Namespace) -> None:
     """Stay until somebody presses Ctrl-C or the lab ends."""
     began = time.monotonic()
-    with Lab.boot(images.build(), shell.RUNNING.parent, lifetime=shell.LIFETIME) as lab, shell.offered(lab):
+    with _lab_for_people() as lab:
         for name in arguments.domains:
-            lab.create(name)
+            lab.domu(name)
         seconds = time.monotonic() - began
         print(f"xen-lab: up after {seconds:.0f} s; `make xen-shell` opens a shell, Ctrl-C ends it")
         while True:
@@ -56,10 +58,17 @@ def _boot(arguments: argparse.Namespace) -> None:
 def _shell(arguments: argparse.Namespace) -> int:
     if shell.is_offered():
         return shell.attach(arguments.machine)
-    with Lab.boot(images.build(), shell.RUNNING.parent, lifetime=shell.LIFETIME) as lab, shell.offered(lab):
-        for name in {"web01", arguments.machine} - {"dom0"}:
-            lab.create(name)
+    with _lab_for_people() as lab:
+        if arguments.machine != "dom0":
+            lab.domu(arguments.machine)
         return shell.attach(arguments.machine)
+
+
+@contextmanager
+def _lab_for_people() -> Iterator[Lab]:
+    start = snapshot.of(images.build())
+    with Lab.boot(start, shell.RUNNING.parent, lifetime=shell.LIFETIME) as lab, shell.offered(lab):
+        yield lab
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _FREE = 800
 
 @dataclass(frozen=True)
 class Images:
-    """Files that QEMU boots."""
+    """Files that QEMU starts from."""
 
     xen: Path
     kernel: Path
@@ -31,6 +31,12 @@ class Images:
 
     domu: Path
     """Disk that all domUs share, read-only."""
+
+    memory: Path | None = None
+    """What the host had in memory when dom0's disk was like this: with it nothing boots (snapshot.py)."""
+
+    domains: tuple[str, ...] = ()
+    """The domUs that run in that memory."""
 
 
 def build() -> Images:

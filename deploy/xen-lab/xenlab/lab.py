@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,15 +43,25 @@ class Lab:
     @classmethod
     @contextmanager
     def boot(
-        cls, images: Images, directory: Path, lifetime: float = LIFETIME, memory: int = MEMORY
+        cls,
+        images: Images,
+        directory: Path,
+        lifetime: float = LIFETIME,
+        memory: int = MEMORY,
+        *,
+        lasting: bool = False,
     ) -> Iterator[Lab]:
-        """Boot Xen and dom0, and end both with the block; `directory` keeps consoles, `memory` is in MiB."""
-        qemu = Qemu(images, directory / "xen-console.log", lifetime, memory)
+        """Boot Xen and dom0, and end both with the block; `directory` keeps consoles, `memory` is in MiB.
+
+        `lasting` as for `Qemu`.
+        """
+        qemu = Qemu(images, directory / "xen-console.log", lifetime, memory, lasting=lasting)
         try:
             channel = _connect(qemu)
             try:
                 lab = cls(qemu, channel)
                 lab.dom0.wait_until("systemctl is-active --quiet xen.service", BOOT_WITHIN)
+                lab._go_on(images.domains)
                 yield lab
             finally:
                 channel.close()
@@ -89,6 +99,17 @@ class Lab:
         address = self._addresses.setdefault(name, f"10.77.0.{_FIRST_ADDRESS + len(self._addresses)}")
         self._domains[name] = domain = DomU(self.dom0, name, address, **options)  # type: ignore[arg-type]
         return domain
+
+    def save(self, path: Path) -> None:
+        """End the lab with all that is in its memory in a file (`Qemu.save`)."""
+        self._channel.close()
+        self._qemu.save(path)
+
+    def _go_on(self, domains: Sequence[str]) -> None:
+        """With domUs that were saved with the host; their clocks have stood still."""
+        saved = [self.define(name) for name in domains]
+        for machine in (self.dom0, *saved):
+            machine.run(["date", "--set", f"@{time.time():.0f}"])
 
     def check(self) -> None:
         """Raise LabError when Xen or dom0 is gone."""

@@ -16,6 +16,9 @@ MEMORY = 3072
 
 DOM0_MEMORY = "1G"
 
+SAVE_WITHIN = 120.0
+"""Seconds: a gigabyte is written in two."""
+
 PORTS = ("tests", "shell")
 """Lines to dom0's agent: one for tests, one for a person who looks on."""
 
@@ -23,8 +26,18 @@ PORTS = ("tests", "shell")
 class Qemu:
     """A running QEMU."""
 
-    def __init__(self, images: Images, console: Path, lifetime: float, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        images: Images,
+        console: Path,
+        lifetime: float,
+        memory: int = MEMORY,
+        *,
+        lasting: bool = False,
+    ) -> None:
+        """With `lasting` what dom0 writes goes to the file of its disk, and is not thrown away at the end."""
         self.console_path = console
+        self._dom0_access = "snapshot=off" if lasting else "snapshot=on"
         self._memory = memory
         self.directory = Path(tempfile.mkdtemp(prefix="xenlab-"))  # short: paths of sockets have 107 octets
         console.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +53,11 @@ class Qemu:
             "10",
         ]
         self._process = subprocess.Popen(
-            [*guard, *self._command(images)], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*guard, *self._command(images)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     @property
@@ -60,16 +77,24 @@ class Qemu:
                 f"QEMU ended with exit code {self._process.returncode}: {self._process.stderr.read()}"
             )
 
-    def stop(self) -> None:
-        """End it; its disks are thrown away."""
-        self._process.terminate()
+    def save(self, path: Path) -> None:
+        """End it with its memory and the state of its devices in a file, which is for `Images.memory`."""
+        commands = f"""migrate_set_parameter max-bandwidth 100G\nmigrate "exec:cat > {path}"\nquit\n"""
         try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stderr
-        self._process.stderr.close()
+            said, _ = self._process.communicate(commands, SAVE_WITHIN)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"QEMU did not save its memory within {SAVE_WITHIN:.0f} s") from error
+        if "Error" in said or self._process.returncode:
+            raise LabError(f"QEMU did not save its memory: {said}")
+
+    def stop(self) -> None:
+        """End it."""
+        with self._process:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _command(self, images: Images) -> list[str]:
@@ -78,14 +103,16 @@ class Qemu:
         command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", recipe.CPU, "-smp", "2"]
         command += ["-m", f"{self._memory}M"]
         command += ["-accel", "tcg,thread=multi,tb-size=512"]
-        command += ["-display", "none", "-vga", "none", "-nic", "none", "-monitor", "none", "-no-reboot"]
+        command += ["-display", "none", "-vga", "none", "-nic", "none", "-monitor", "stdio", "-no-reboot"]
         command += ["-serial", f"file:{self.console_path}", "-device", "virtio-rng-pci"]
         command += ["-kernel", str(images.xen), "-append", xen, "-initrd", f"{kernel},{images.initrd}"]
-        command += _disk("dom0", images.dom0, "snapshot=on") + _disk("domu", images.domu, "readonly=on")
+        command += _disk("dom0", images.dom0, self._dom0_access) + _disk("domu", images.domu, "readonly=on")
         command += ["-device", "virtio-serial-pci"]
         for name in PORTS:
             command += ["-chardev", f"socket,id={name},path={self.port(name)},server=on,wait=off"]
             command += ["-device", f"virtserialport,chardev={name},name=xenlab.{name}"]
+        if images.memory:
+            command += ["-incoming", f"exec:cat {images.memory}"]
         return command
 
 

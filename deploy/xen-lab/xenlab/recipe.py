@@ -58,7 +58,8 @@ MASKED_UNITS = tuple(
     modprobe@configfs.service modprobe@dm_mod.service modprobe@drm.service modprobe@fuse.service
     modprobe@loop.service modprobe@efi_pstore.service sys-kernel-config.mount sys-kernel-debug.mount
     sys-kernel-tracing.mount sys-fs-fuse-connections.mount dev-mqueue.mount dev-hugepages.mount
-    proc-sys-fs-binfmt_misc.automount dpkg-db-backup.timer fstrim.timer systemd-tmpfiles-clean.timer
+    proc-sys-fs-binfmt_misc.automount apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer
+    fstrim.timer systemd-tmpfiles-clean.timer
     """.split()  # noqa: SIM905 (a list of thirty names reads better so)
 )
 """Units that a machine which lives for minutes does not need; xendomains would save every domU at the end."""
