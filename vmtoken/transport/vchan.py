@@ -44,7 +44,13 @@ BURST: Final = 500.0
 """Notifications a second, and at once. A VM at its `limits.vm_rate` of 1000 steps a second needs three for
 each; one that sends more is looked at less often, and what it writes meanwhile waits in the ring."""
 
-REST: Final = 0.002
+IDLE_RATE: Final = 200.0
+IDLE_BURST: Final = 100.0
+"""The same for notifications that nothing has come with. One that something has come with allows one more: an
+end that behaves sends another now and then while its data are being read. Nobody else is delayed by a guest
+that does nothing but notify."""
+
+REST: Final = 0.005
 """Seconds until a VM that sent too many notifications is looked at again."""
 
 LONGEST_PAUSE: Final = 5.0
@@ -201,9 +207,10 @@ class VchanTransport(asyncio.Transport):
             self._notifications.start()
             self._pull()
 
-    def _notified(self) -> None:
+    def _notified(self) -> bool:
+        waiting = len(self._buffer)
         self._push()
-        self._pull()
+        return self._pull() or len(self._buffer) < waiting
 
     def _push(self) -> None:
         """Write until nothing is left, or nothing fits and the peer has been asked to tell of room."""
@@ -218,23 +225,23 @@ class VchanTransport(asyncio.Transport):
             self._writer_paused = False
             self._protocol.resume_writing()
 
-    def _pull(self) -> None:
+    def _pull(self) -> bool:
         """Read once, and again after others had their turn, until nothing comes: that arms the event."""
+        data = b""
         if self._lost:
-            return
-        if not self.is_reading():
-            self._look()
-            return
-        try:
-            data = self._vchan.read(_CHUNK)
-        except VchanClosed:
-            self._end(None)
-            return
+            return False
+        if self.is_reading():
+            try:
+                data = self._vchan.read(_CHUNK)
+            except VchanClosed:
+                self._end(None)
+                return False
         if data:
             self._loop.call_soon(self._pull)
             self._protocol.data_received(data)
         else:
             self._look()
+        return bool(data)
 
     def _look(self) -> None:
         """Nothing comes, or nobody reads: is the peer still there, and does it behave?"""
@@ -362,9 +369,10 @@ async def _session(vchan: Vchan, protocol: Callable[[], asyncio.Protocol], domid
 async def _client_came(vchan: Vchan) -> None:
     came: asyncio.Future[VchanState] = asyncio.get_running_loop().create_future()
 
-    def look() -> None:
+    def look() -> bool:
         if vchan.state is not VchanState.WAITING and not came.done():
             came.set_result(vchan.state)
+        return came.done()
 
     notifications = _Notifications(vchan, look)
     notifications.start()
@@ -414,15 +422,33 @@ class _Pause:
         self._next = LONGEST_PAUSE
 
 
-class _Notifications:
-    """Calls `notified` for the notifications of a channel, at `RATE` a second at most."""
+class _Allowance:
+    """So many at once, and so many a second."""
 
-    def __init__(self, vchan: Vchan, notified: Callable[[], None]) -> None:
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._since = now
+        self.left = burst
+
+    def grow(self, now: float) -> None:
+        """For the time since the last time."""
+        self.left = min(self.left + (now - self._since) * self._rate, self._burst)
+        self._since = now
+
+
+class _Notifications:
+    """Calls `notified`, which says whether something had come, for the notifications of a channel.
+
+    At `RATE` a second at most, and at `IDLE_RATE` for those that nothing comes with.
+    """
+
+    def __init__(self, vchan: Vchan, notified: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
         self._vchan = vchan
         self._notified = notified
-        self._allowance = BURST
-        self._refilled = self._loop.time()
+        self._all = _Allowance(RATE, BURST, self._loop.time())
+        self._idle = _Allowance(IDLE_RATE, IDLE_BURST, self._loop.time())
         self._resting: asyncio.TimerHandle | None = None
         self._running = False
 
@@ -439,15 +465,15 @@ class _Notifications:
 
     def _readable(self) -> None:
         now = self._loop.time()
-        self._allowance = min(self._allowance + (now - self._refilled) * RATE, BURST)
-        self._refilled = now
-        if self._allowance < 1:
+        self._all.grow(now)
+        self._idle.grow(now)
+        if min(self._all.left, self._idle.left) < 1:
             self._loop.remove_reader(self._vchan.event)
             self._resting = self._loop.call_later(REST, self.start)
             return
-        self._allowance -= 1
+        self._all.left -= 1
         self._vchan.acknowledge()
-        self._notified()
+        self._idle.left += 1 if self._notified() else -1
 
 
 _executor = ThreadPoolExecutor(1, "vchan")

@@ -354,19 +354,38 @@ async def test_sessions_that_end_at_once_come_ever_more_slowly(host: Host) -> No
         assert 3 <= host.hypervisor.opened <= 6
 
 
-async def test_a_flood_of_notifications_costs_a_bounded_number_of_looks(
+async def test_notifications_that_come_along_with_data_delay_nothing(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(vchan, "IDLE_RATE", 0.01)
+    monkeypatch.setattr(vchan, "IDLE_BURST", 3.0)
+    with host.serving():
+        guest = await host.raw_client()
+        server = await host.session()
+        for count in range(1, 51):
+            guest.write(b"x")
+            assert await server.until(count) == b"x" * count
+            guest.notify()
+            await eventually(lambda taken=2 * count: guest.page.server.taken >= taken)  # type: ignore[misc]
+        guest.kill()
+        await asyncio.wait_for(server.lost, 5)
+
+
+@pytest.mark.parametrize(("rate", "burst"), [("RATE", "BURST"), ("IDLE_RATE", "IDLE_BURST")])
+async def test_a_flood_of_notifications_costs_a_bounded_number_of_looks(
+    host: Host, monkeypatch: pytest.MonkeyPatch, rate: str, burst: str
+) -> None:
+    monkeypatch.setattr(vchan, rate, 100.0)
+    monkeypatch.setattr(vchan, burst, 50.0)
     with host.serving():
         guest = await host.raw_client()
         server = await host.session()
         loop, end = asyncio.get_running_loop(), asyncio.get_running_loop().time() + 0.3
-        monkeypatch.setattr(vchan, "RATE", 100.0)
         while loop.time() < end:
             guest.notify()
             await asyncio.sleep(0)
         assert guest.page.server is not None
-        assert guest.page.server.taken <= vchan.BURST + 0.4 * vchan.RATE
+        assert guest.page.server.taken <= 50 + 0.4 * 100
         assert not server.lost.done()
         guest.write(b"still there")
         assert await server.until(11) == b"still there"
