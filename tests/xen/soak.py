@@ -85,6 +85,7 @@ class Soak:
         self._broker = broker
         self._crowd = crowd
         self._looks: list[Look] = []
+        self._told: Counter[str] = Counter()
         self.over = threading.Event()
         """Ends it before its time."""
 
@@ -112,6 +113,13 @@ class Soak:
                 _say("  ".join(look.cells))
             _say("  ".join(f"{cell:>{len(head)}}" for head, cell in look.cells.items()))
             self._looks.append(look)
+            self._tell_new_errors()
+
+    def _tell_new_errors(self) -> None:
+        errors = self._crowd.errors
+        for error, count in (errors - self._told).items():
+            _say(f"{count} times: {error}")
+        self._told = errors
 
     def _look(self, minutes: float) -> Look:
         visits, errors = self._crowd.visits.total(), self._crowd.errors.total()

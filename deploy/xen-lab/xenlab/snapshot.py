@@ -42,5 +42,6 @@ def _make(images: Images, directory: Path) -> None:
 
 def _emulator() -> str:
     """QEMU, and the processor whose clock the guests have measured."""
-    processor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line for line in lines if line.startswith("model name")), "")
     return run(["qemu-system-x86_64", "--version"]) + processor

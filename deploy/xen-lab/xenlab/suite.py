@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from xenlab import images
+from xenlab import images, snapshot
 from xenlab.errors import LabError
 from xenlab.product import REPOSITORY
 
@@ -23,7 +23,7 @@ SUITE_WITHIN = 3000.0
 
 def run(arguments: Sequence[str]) -> int:
     """Build what is old and run the tests; gives pytest's exit code."""
-    images.build()
+    snapshot.of(images.build())
     RESULTS.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
