@@ -47,8 +47,7 @@ each; one that sends more is looked at less often, and what it writes meanwhile 
 IDLE_RATE: Final = 200.0
 IDLE_BURST: Final = 100.0
 """The same for notifications that nothing has come with. One that something has come with allows one more: an
-end that behaves sends another now and then while its data are being read. Nobody else is delayed by a guest
-that does nothing but notify."""
+end that behaves sends another now and then while its data are being read."""
 
 REST: Final = 0.005
 """Seconds until a VM that sent too many notifications is looked at again."""
