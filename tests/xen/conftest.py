@@ -21,7 +21,7 @@ More is in docs/xen-lab.md, deploy/xen-lab/xenlab/lab.py and remote.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
 from xenlab import DomU, Lab, images, snapshot
@@ -84,10 +84,10 @@ def booted_residents(booted_lab: Lab) -> Iterator[Residents]:
         Residents(stage) as residents,
     ):
         with ThreadPoolExecutor() as pool:
-            moving = [pool.submit(residents.application, booted_lab.domu(name), name) for name in VMS]
+            moving = _moving_in(pool, booted_lab, residents)
             for name in VMS:
                 stage.personalise(name, booted_lab.domu(name).uuid)
-        for moved in moving:
+        for moved in moving.values():
             moved.result()
         yield residents
 
@@ -119,8 +119,13 @@ def broker(stage: Stage) -> Broker:
 def applications(lab: Lab, residents: Residents) -> dict[str, Application]:
     """An application in each VM, by its name."""
     with ThreadPoolExecutor() as pool:
-        moving = {name: pool.submit(residents.application, lab.domu(name), name) for name in VMS}
+        moving = _moving_in(pool, lab, residents)
     return {name: moved.result() for name, moved in moving.items()}
+
+
+def _moving_in(pool: Executor, lab: Lab, residents: Residents) -> dict[str, Future[Application]]:
+    """Agent and application of each VM, side by side."""
+    return {name: pool.submit(residents.application, lab.domu(name), name) for name in VMS}
 
 
 @pytest.fixture

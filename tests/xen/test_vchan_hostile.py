@@ -40,7 +40,7 @@ def test_garbage_in_the_shared_page_is_seen(broker: Broker, evil: DomU, good: Ap
         serves(good)
 
 
-def test_a_flood_of_notifications_delays_nobody(broker: Broker, evil: DomU, good: Application) -> None:
+def test_a_flood_of_notifications_keeps_nobody_out(broker: Broker, evil: DomU, good: Application) -> None:
     with evil.start_python(FLOODS, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         for _ in range(5):

@@ -105,12 +105,6 @@ class Lab:
         self._channel.close()
         self._qemu.save(path)
 
-    def _go_on(self, domains: Sequence[str]) -> None:
-        """With domUs that were saved with the host; their clocks have stood still."""
-        saved = [self.define(name) for name in domains]
-        for machine in (self.dom0, *saved):
-            machine.run(["date", "--set", f"@{time.time():.0f}"])
-
     def check(self) -> None:
         """Raise LabError when Xen or dom0 is gone."""
         self._qemu.check()
@@ -135,6 +129,12 @@ class Lab:
             except LabError as error:
                 texts[name] = str(error)
         return texts
+
+    def _go_on(self, domains: Sequence[str]) -> None:
+        """With domUs that were saved with the host; their clocks have stood still."""
+        saved = [self.define(name) for name in domains]
+        for machine in (self.dom0, *saved):
+            machine.run(["date", "--set", f"@{time.time():.0f}"])
 
 
 class DomU(Machine):

@@ -17,7 +17,7 @@ MEMORY = 3072
 DOM0_MEMORY = "1G"
 
 SAVE_WITHIN = 120.0
-"""Seconds: a gigabyte is written in two."""
+"""Seconds for a gigabyte, on a busy disk."""
 
 PORTS = ("tests", "shell")
 """Lines to dom0's agent: one for tests, one for a person who looks on."""
