@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_PLACE = re.compile(r"# (where you build|in dom0|in the VM)$")
+_PLACE = re.compile(r"# (where you build|in dom0|in the VM|in the service domain)$")
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Block:
 
     section: str
     place: str
-    """The comment above them: `in dom0`, `in the VM`, `where you build`."""
+    """The comment above them: `in dom0`, `in the VM`, `in the service domain`, `where you build`."""
 
     commands: str
 

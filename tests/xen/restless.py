@@ -222,8 +222,15 @@ class Agent:
         """For the next notification."""
         left = max(self._deadline - time.monotonic(), 0)
         if not select.select([self._vchan.event], [], [], left)[0]:
-            raise TimeoutError(f"no answer within {ANSWER_WITHIN:.0f} s")
+            raise TimeoutError(f"no answer within {ANSWER_WITHIN:.0f} s; {self._standstill}")
         self._vchan.acknowledge()
+
+    @property
+    def _standstill(self) -> str:
+        """What tells whether it is the broker that has not come to it, or a notification that was lost."""
+        control = self._vchan._control.contents  # type: ignore[attr-defined]
+        to_us, to_broker = (ring.shr[:2] for ring in (control.read, control.write))
+        return f"{self._vchan.state.value}; octets taken and sent: to us {to_us}, to the broker {to_broker}"
 
 
 def _question(stream: int) -> bytes:

@@ -11,14 +11,13 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from xenlab import DomU, Lab, Machine, product
+from xenlab import DomU, Lab, Machine
 
-from tests.support.debian import Package
-from tests.xen.document import Block, blocks
+from tests.xen.installing import ALL, APT_WITHIN, DOCUMENT, PACKAGES, Operator, make_bare, put_packages
 from tests.xen.links import DOM0, HOME
 from tests.xen.nginx import PORT as NGINX
 from tests.xen.nginx import nginx
@@ -27,25 +26,17 @@ from tests.xen.stage import server_command
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-DOCUMENT = product.REPOSITORY / "docs/install-xen.md"
-NOT_HERE = {"where you build": "the lab has built them", "A service domain": "test_vchan_life.py has one"}
-"""Places and sections whose blocks are not run here."""
+NOT_HERE = ("where you build",)
+"""The lab has built them."""
 
-LATER = ("Upgrading", "Saving and migrating")
-"""Sections for after the first session."""
+ELSEWHERE = ("A service domain", "Upgrading", "Saving and migrating")
+"""Sections for after the first session; test_passthrough.py has the first."""
 
 SERVER = "server.example"
 """As the document calls it, and its port: the VM's /etc/hosts says where."""
 
 SERVER_PORT = 443
-PACKAGES = "/root/packages"
-"""Where the operator has put the packages; every command is run there."""
-
-ALL = product.PACKAGES
 BOTH = ("vmtoken-broker", "vmtoken-agent")
-APT_WITHIN = 900
-"""Seconds; apt and the compiler of Python need a minute on a quiet machine, and seven on a busy one."""
-
 MOST_EXPOSURE = 2.5
 DEVICES = {
     "dom0": {"evtchn": "vmtoken", "gntalloc": "vmtoken", "xenbus": "vmtoken", "gntdev": "root"},
@@ -54,39 +45,7 @@ DEVICES = {
 """Groups of what is in /dev/xen, as the rules for udev have it; all else is root's."""
 
 
-@dataclass
-class Operator:
-    """Follows the document in dom0 and in the VM."""
-
-    dom0: Machine
-    vm: DomU
-    followed: set[Block] = field(default_factory=set)
-
-    def follow(self, section: str, *places: str, stdin: str = "y\n") -> list[str]:
-        """Run the blocks of a section, in all places at once; what they print. apt is told to go on."""
-        todo = [block for block in _DOCUMENT if block.section == section and block.place in places]
-        assert len(todo) == len(places), f"{section} has no longer one block for each of {places}"
-        with ThreadPoolExecutor() as pool:
-            printed = list(pool.map(lambda each: self._run(each, stdin), todo))
-        self.followed |= set(todo)
-        return printed
-
-    def _run(self, block: Block, stdin: str) -> str:
-        machine = self.dom0 if block.place == "in dom0" else self.vm
-        script = ["bash", "-euxc", block.commands]
-        return machine.run(script, stdin=stdin, directory=PACKAGES, seconds=APT_WITHIN).stdout
-
-    def first_session(self) -> str:
-        """What the server says in the VM's part of the first session."""
-        (page,) = self.follow("The first session", "in the VM", stdin="GET / HTTP/1.0\r\n\r\n")
-        return page
-
-
-_DOCUMENT = [
-    block
-    for block in blocks(DOCUMENT.read_text())
-    if block.place not in NOT_HERE and block.section not in NOT_HERE
-]
+INSTALLATION = {block for block in DOCUMENT if block.place not in NOT_HERE and block.section not in ELSEWHERE}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +83,7 @@ def left(booted_lab: Lab, web01: DomU) -> Iterator[Left]:
     dom0.sh(apt.format("purge"), seconds=APT_WITHIN)
     units = dom0.sh("systemctl list-units --all --plain --no-legend 'vmtoken*'")
     state = dom0.sh("systemctl is-system-running || true").strip()
-    _put(dom0, ALL)
+    put_packages(dom0, ALL)
     yield Left(removed, _traces(dom0), units, _groups(dom0), state)
     dom0.sh(f"apt install --yes {PACKAGES}/vmtoken-*.deb", seconds=APT_WITHIN)
     dom0.run(["systemctl", "disable", "--now", *BOTH], seconds=APT_WITHIN)
@@ -136,8 +95,7 @@ def operator(booted_lab: Lab, web01: DomU, left: Left) -> Iterator[Operator]:
     dom0 = booted_lab.dom0
     operator = Operator(dom0, web01)
     web01.wait_until_up()
-    _put(web01, ("vmtoken-common", "vmtoken-agent"))
-    web01.sh(f"apt purge --yes {' '.join(ALL)}", seconds=APT_WITHIN)
+    make_bare(web01, "vmtoken-common", "vmtoken-agent")
     operator.follow("Installing on Xen", "in dom0", "in the VM")
     web01.sh(f"grep {SERVER} /etc/hosts || echo {DOM0} {SERVER} >> /etc/hosts")
     dom0.sh(f"cd {PACKAGES}; vmtokenctl ca init servers; vmtokenctl ca server servers {SERVER}")
@@ -167,7 +125,7 @@ def test_what_was_purged_leaves_nothing(left: Left) -> None:
 def test_document_leads_to_a_first_session(operator: Operator) -> None:
     page = operator.first_session()
     assert "Subject: CN=web01" in page
-    assert operator.followed == {block for block in _DOCUMENT if block.section not in LATER}
+    assert operator.followed == INSTALLATION
 
 
 @pytest.mark.parametrize(
@@ -224,7 +182,7 @@ def test_saved_vm_goes_on_with_its_agent(operator: Operator) -> None:
 
 def test_open_sessions_do_not_notice_an_upgrade_of_the_broker(operator: Operator, tmp_path: Path) -> None:
     dom0 = operator.dom0
-    _put(dom0, ALL, next_build=tmp_path)
+    put_packages(dom0, ALL, next_build=tmp_path)
     known, before = _known(dom0), _running(dom0, "vmtoken-broker").pid
     with _application(operator.vm) as application:
         versions = ("1.2", "1.3") * 2
@@ -313,16 +271,6 @@ def _known(dom0: Machine) -> list[object]:
 
 
 # What is there beside the product.
-
-
-def _put(machine: Machine, names: tuple[str, ...], next_build: Path | None = None) -> None:
-    """Copy packages into a machine, in place of earlier ones."""
-    built = product.packages()
-    machine.sh(f"mkdir -p {PACKAGES}; rm -f {PACKAGES}/*.deb")
-    for name in names:
-        (path,) = built.glob(f"{name}_*.deb")
-        package = Package(path).as_next_build(next_build).path if next_build else path
-        machine.write(f"{PACKAGES}/{package.name}", package.read_bytes())
 
 
 @contextmanager

@@ -50,12 +50,14 @@ class Lab:
         memory: int = MEMORY,
         *,
         lasting: bool = False,
+        reader: bool = False,
     ) -> Iterator[Lab]:
         """Boot Xen and dom0, and end both with the block; `directory` keeps consoles, `memory` is in MiB.
 
-        `lasting` as for `Qemu`.
+        `lasting` and `reader` as for `Qemu`.
         """
-        qemu = Qemu(images, directory / "xen-console.log", lifetime, memory, lasting=lasting)
+        console = directory / "xen-console.log"
+        qemu = Qemu(images, console, lifetime, memory, lasting=lasting, reader=reader)
         try:
             channel = _connect(qemu)
             try:
@@ -72,6 +74,11 @@ class Lab:
     def sockets(self) -> Path:
         """The directory with the lines to dom0's agent."""
         return self._qemu.directory
+
+    @property
+    def reader(self) -> Path:
+        """The socket of the card reader, in a lab that has one (`Qemu.reader`)."""
+        return self._qemu.reader
 
     def domu(self, name: str) -> DomU:
         """A domU that tests share; made when it is first asked for, and again when it was destroyed."""

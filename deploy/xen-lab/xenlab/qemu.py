@@ -22,6 +22,11 @@ SAVE_WITHIN = 120.0
 PORTS = ("tests", "shell")
 """Lines to dom0's agent: one for tests, one for a person who looks on."""
 
+USB_CONTROLLER = "00:10.0"
+"""Where on the PCI bus a lab with a card reader has the controller that the reader is behind."""
+
+_READER = "reader"
+
 
 class Qemu:
     """A running QEMU."""
@@ -34,11 +39,16 @@ class Qemu:
         memory: int = MEMORY,
         *,
         lasting: bool = False,
+        reader: bool = False,
     ) -> None:
-        """With `lasting` what dom0 writes goes to the file of its disk, and is not thrown away at the end."""
+        """With `lasting` what dom0 writes goes to the file of its disk, and is not thrown away at the end.
+
+        With `reader` the host has a USB card reader, and an IOMMU, without which Xen passes nothing through.
+        """
         self.console_path = console
         self._dom0_access = "snapshot=off" if lasting else "snapshot=on"
         self._memory = memory
+        self._has_reader = reader
         self.directory = Path(tempfile.mkdtemp(prefix="xenlab-"))  # short: paths of sockets have 107 octets
         console.parent.mkdir(parents=True, exist_ok=True)
         # setpriv ends `timeout` when we end, and `timeout` ends QEMU; QEMU shares the machine with others.
@@ -68,6 +78,12 @@ class Qemu:
     def port(self, name: str) -> Path:
         """The Unix socket of a line to dom0's agent."""
         return self.directory / name
+
+    @property
+    def reader(self) -> Path:
+        """The Unix socket of the card reader, to which who plays a card connects."""
+        assert self._has_reader
+        return self.port(_READER)
 
     def check(self) -> None:
         """Raise LabError when QEMU has ended."""
@@ -109,11 +125,18 @@ class Qemu:
         command += _disk("dom0", images.dom0, self._dom0_access) + _disk("domu", images.domu, "readonly=on")
         command += ["-device", "virtio-serial-pci"]
         for name in PORTS:
-            command += ["-chardev", f"socket,id={name},path={self.port(name)},server=on,wait=off"]
-            command += ["-device", f"virtserialport,chardev={name},name=xenlab.{name}"]
+            command += [*self._socket(name), "-device", f"virtserialport,chardev={name},name=xenlab.{name}"]
+        if self._has_reader:
+            slot = USB_CONTROLLER.removeprefix("00:")
+            command += ["-device", "intel-iommu,intremap=on", "-device", f"qemu-xhci,id=usb,addr={slot}"]
+            command += ["-device", "usb-ccid,id=ccid,bus=usb.0", *self._socket(_READER)]
+            command += ["-device", f"ccid-card-passthru,bus=ccid.0,chardev={_READER}"]
         if images.memory:
             command += ["-incoming", f"exec:cat {images.memory}"]
         return command
+
+    def _socket(self, name: str) -> list[str]:
+        return ["-chardev", f"socket,id={name},path={self.port(name)},server=on,wait=off"]
 
 
 def _disk(name: str, image: Path, access: str) -> list[str]:

@@ -24,7 +24,8 @@ PACKAGES = tuple(
     """
     systemd-sysv udev kmod busybox-static iproute2 procps apt
     xen-utils-4.17 xenstore-utils libxenmisc4.17
-    python3 python3-venv libstdc++6 ca-certificates libpcsclite1 adduser
+    python3 python3-venv libstdc++6 ca-certificates adduser
+    pcscd libccid
     openssl nginx-light
     """.split()  # noqa: SIM905 (a list of thirty names reads better so)
 )
@@ -40,6 +41,7 @@ MODULES = tuple(
     virtio_pci virtio_blk virtio_console virtio_rng ext4 crc32c_generic overlay loop
     xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs
     xen-blkfront xen-blkback xen-netfront xen-netback bridge af_packet
+    xen-pciback xen-pcifront xhci-pci
     tls gcm ctr ccm ghash-clmulni-intel aesni-intel chacha20poly1305
     """.split()  # noqa: SIM905 (a list of thirty names reads better so)
 )
@@ -50,7 +52,7 @@ INITIAL_MODULES = ("virtio_pci", "virtio_blk", "xen-blkfront", "ext4", "crc32c_g
 
 MASKED_UNITS = tuple(
     """
-    xendomains.service nginx.service
+    xendomains.service nginx.service pcscd.socket
     systemd-logind.service systemd-user-sessions.service getty-static.service getty@tty1.service
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-timesyncd.service
     systemd-random-seed.service systemd-pstore.service systemd-journal-flush.service hwclock.service
