@@ -41,10 +41,12 @@ def test_garbage_in_the_shared_page_is_seen(broker: Broker, evil: DomU, good: Ap
 
 
 def test_a_flood_of_notifications_keeps_nobody_out(broker: Broker, evil: DomU, good: Application) -> None:
+    before = broker.records("link-violation", evil.domid)
     with evil.start_python(FLOODS, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         for _ in range(5):
             serves(good)
+        broker.wait_for_record("link-violation", evil.domid, more_than=before)
 
 
 def test_a_guest_that_writes_and_never_reads_fills_its_own_ring(
@@ -85,10 +87,12 @@ def test_a_guest_that_comes_and_goes_in_a_tight_loop_has_to_wait(
 ) -> None:
     wait_for_channel(broker.machine, evil.domid)
     before = broker.descriptors
+    told = broker.records("link-violation", evil.domid)
     with evil.start_python(COMES_AND_GOES, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         serves(good)
         assert int(guest.wait_for(r"came (\d+)")[1]) < 50
+        broker.wait_for_record("link-violation", evil.domid, more_than=told)
     wait_for_channel(broker.machine, evil.domid)
     assert broker.descriptors <= before
 

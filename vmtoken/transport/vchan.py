@@ -59,6 +59,9 @@ LONGEST_PAUSE: Final = 5.0
 STEADY: Final = 10.0
 """Seconds after which a session counts as one that lasted."""
 
+MANY_BRIEF: Final = 10
+"""Sessions in a row that last for less than that: a violation."""
+
 RETRY: Final = 1.0
 """Seconds after which a client tries again without an event: the server may be stale, or the earlier client
 still there."""
@@ -79,10 +82,18 @@ class RingSizes:
 
 
 class VchanViolation(ConnectionError):
-    """The peer wrote into the shared page what no implementation writes."""
+    """The peer does what no implementation does."""
+
+
+class PageSpoiled(VchanViolation):
+    """The one that ends a session at once, and has the next one wait for long."""
 
     def __init__(self) -> None:
         super().__init__("the shared page holds what no vchan library writes")
+
+
+Violated = Callable[[VchanViolation], None]
+"""Is told what the peer does, of each kind once a session."""
 
 
 def on_xen() -> bool:
@@ -107,20 +118,23 @@ class VchanTransport(asyncio.Transport):
     """One session over a vchan. `domid` is the peer, as the hypervisor enforces it; `begun` is
     done after `connection_made`, `closed` when the channel is given back. There is no half-close."""
 
-    def __init__(self, vchan: Vchan, protocol: asyncio.BaseProtocol, domid: int) -> None:
+    def __init__(
+        self, vchan: Vchan, protocol: asyncio.BaseProtocol, domid: int, violated: Violated = lambda _: None
+    ) -> None:
         super().__init__({"domid": domid})
         assert isinstance(protocol, asyncio.Protocol)
         self._loop = asyncio.get_running_loop()
         self._vchan = vchan
         self._protocol: asyncio.Protocol = protocol
-        self._notifications = _Notifications(vchan, self._notified)
+        self._violated = violated
+        self._notifications = _Notifications(vchan, self._notified, violated)
         self._buffer = bytearray()
         self._reading = True
         self._writer_paused = False
         self._closing = False
         self._lost = False
         self._lingering: asyncio.TimerHandle | None = None
-        self.violation: VchanViolation | None = None
+        self.spoiled: PageSpoiled | None = None
         self.closed: asyncio.Future[None] = self._loop.create_future()
         self.begun: asyncio.Future[None] = self._loop.create_future()
         self._loop.call_soon(self._begin)
@@ -183,7 +197,7 @@ class VchanTransport(asyncio.Transport):
             return
         self._closing = True
         if self._buffer:
-            self._lingering = self._loop.call_later(LINGER, self.abort)
+            self._lingering = self._loop.call_later(LINGER, self._lingered)
         else:
             self._loop.call_soon(self._end, None)
 
@@ -196,6 +210,10 @@ class VchanTransport(asyncio.Transport):
     async def given_back(self) -> None:
         """Wait until the channel is closed, even while we are cancelled."""
         await _finished(self.closed)
+
+    def _lingered(self) -> None:
+        self._violated(VchanViolation(f"what was sent is not read within {LINGER:.0f} s of the end"))
+        self.abort()
 
     # What the channel brings.
 
@@ -247,8 +265,8 @@ class VchanTransport(asyncio.Transport):
         """Nothing comes, or nobody reads: is the peer still there, and does it behave?"""
         state = self._vchan.state
         if state in (VchanState.BROKEN, VchanState.WAITING):  # it was open, so it cannot be waiting
-            self.violation = VchanViolation()
-            self._end(self.violation)
+            self.spoiled = PageSpoiled()
+            self._end(self.spoiled)
         elif state is VchanState.CLOSED and (self._closing or self._reading):
             self._end(None)
 
@@ -274,7 +292,7 @@ async def serve(
     protocol: Callable[[], asyncio.Protocol],
     *,
     sizes: RingSizes,
-    violated: Callable[[VchanViolation], None],
+    violated: Violated,
     open_server: OpenServer = libxenvchan.open_server,
 ) -> None:
     """Keep a server open for one domain until cancelled: session after session, each on rings of its own.
@@ -282,17 +300,21 @@ async def serve(
     A used ring holds what the earlier client did not read, and indexes that it chose: a session gets new
     ones. When this returns by cancellation the channel is closed and its nodes are gone.
     """
-    clock, pause = asyncio.get_running_loop().time, _Pause()
+    clock, pause, brief = asyncio.get_running_loop().time, _Pause(), 0
     while True:
         began = clock()
         try:
             vchan = await _opened(open_server, domid, path, read_size=sizes.read, write_size=sizes.write)
-            await _session(vchan, protocol, domid)
-        except VchanViolation as violation:
+            await _session(vchan, protocol, domid, violated)
+        except PageSpoiled as violation:
             violated(violation)
             pause.lengthen_to_the_longest()
         except OSError as error:
             log.warning("vchan cannot be served", extra={"domid": domid, "because": str(error)})
+        else:
+            brief = brief + 1 if clock() - began < STEADY else 0
+            if brief == MANY_BRIEF:
+                violated(VchanViolation(f"it comes and goes: no session of {brief} lasts {STEADY:.0f} s"))
         await asyncio.sleep(pause.after(clock() - began))
 
 
@@ -348,25 +370,27 @@ async def _begun(vchan: Vchan, end: End, domid: int) -> tuple[VchanTransport, En
     return transport, end
 
 
-async def _session(vchan: Vchan, protocol: Callable[[], asyncio.Protocol], domid: int) -> None:
-    """One client, from its coming to its end. Raises `VchanViolation`."""
+async def _session(
+    vchan: Vchan, protocol: Callable[[], asyncio.Protocol], domid: int, violated: Violated
+) -> None:
+    """One client, from its coming to its end. Raises `PageSpoiled`."""
     try:
-        await _client_came(vchan)
+        await _client_came(vchan, violated)
     except BaseException:
         await _finished(asyncio.get_running_loop().run_in_executor(_executor, vchan.close))
         raise
-    transport = VchanTransport(vchan, protocol(), domid)
+    transport = VchanTransport(vchan, protocol(), domid, violated)
     try:
         await asyncio.shield(transport.closed)
     except asyncio.CancelledError:
         transport.abort()
         await transport.given_back()
         raise
-    if transport.violation is not None:
-        raise transport.violation
+    if transport.spoiled is not None:
+        raise transport.spoiled
 
 
-async def _client_came(vchan: Vchan) -> None:
+async def _client_came(vchan: Vchan, violated: Violated) -> None:
     came: asyncio.Future[VchanState] = asyncio.get_running_loop().create_future()
 
     def look() -> bool:
@@ -374,12 +398,12 @@ async def _client_came(vchan: Vchan) -> None:
             came.set_result(vchan.state)
         return came.done()
 
-    notifications = _Notifications(vchan, look)
+    notifications = _Notifications(vchan, look, violated)
     notifications.start()
     try:
         look()
         if await came is VchanState.BROKEN:
-            raise VchanViolation
+            raise PageSpoiled
     finally:
         notifications.stop()
 
@@ -448,10 +472,12 @@ class _Notifications:
     At `RATE` a second at most, and at `IDLE_RATE` for those that nothing comes with.
     """
 
-    def __init__(self, vchan: Vchan, notified: Callable[[], bool]) -> None:
+    def __init__(self, vchan: Vchan, notified: Callable[[], bool], violated: Violated) -> None:
         self._loop = asyncio.get_running_loop()
         self._vchan = vchan
         self._notified = notified
+        self._violated = violated
+        self._told = False
         self._all = _Allowance(RATE, BURST, self._loop.time())
         self._idle = _Allowance(IDLE_RATE, IDLE_BURST, self._loop.time())
         self._resting: asyncio.TimerHandle | None = None
@@ -473,12 +499,19 @@ class _Notifications:
         self._all.grow(now)
         self._idle.grow(now)
         if wait := max(self._all.wait, self._idle.wait):
-            self._loop.remove_reader(self._vchan.event)
-            self._resting = self._loop.call_later(max(wait, REST), self.start)
+            self._rest(max(wait, REST))
             return
         self._all.left -= 1
         self._vchan.acknowledge()
         self._idle.left += 1 if self._notified() else -1
+
+    def _rest(self, seconds: float) -> None:
+        self._loop.remove_reader(self._vchan.event)
+        self._resting = self._loop.call_later(seconds, self.start)
+        if self._idle.wait and not self._told:
+            self._told = True
+            because = f"more than {IDLE_RATE:.0f} notifications a second say nothing"
+            self._violated(VchanViolation(because))
 
 
 _executor = ThreadPoolExecutor(1, "vchan")

@@ -17,7 +17,15 @@ from tests.fakes.xenstored import FakeXenstored
 from tests.support.directories import short_directory
 from tests.support.waiting import eventually
 from vmtoken.transport import vchan
-from vmtoken.transport.vchan import RingSizes, VchanTransport, VchanViolation, connect, link_path, serve
+from vmtoken.transport.vchan import (
+    PageSpoiled,
+    RingSizes,
+    VchanTransport,
+    VchanViolation,
+    connect,
+    link_path,
+    serve,
+)
 from vmtoken.transport.xenstore import Xenstore
 
 SIZES = RingSizes(4096, 4096)
@@ -194,6 +202,8 @@ async def test_close_waits_for_a_peer_that_does_not_read_only_so_long(
         server.transport.write(b"x" * 20_000)
         server.transport.close()
         assert await asyncio.wait_for(server.lost, 5) is None
+    (violation,) = host.violations
+    assert "is not read" in str(violation)
 
 
 async def test_a_killed_peer_is_noticed_after_what_it_sent(host: Host) -> None:
@@ -320,7 +330,7 @@ async def test_garbage_in_the_shared_page_ends_the_session_and_is_told(host: Hos
         server = await host.session()
         await spoil(guest)  # type: ignore[operator]
         guest.notify()
-        assert isinstance(await asyncio.wait_for(server.lost, 5), VchanViolation)
+        assert isinstance(await asyncio.wait_for(server.lost, 5), PageSpoiled)
         await eventually(lambda: host.violations)
         guest.vanish()
 
@@ -353,6 +363,21 @@ async def test_sessions_that_end_at_once_come_ever_more_slowly(host: Host) -> No
                 while True:
                     (await host.raw_client(server=host.hypervisor.opened + 1)).kill()
         assert 3 <= host.hypervisor.opened <= 6
+    assert not host.violations
+
+
+async def test_coming_and_going_is_told_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vchan, "LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(vchan, "MANY_BRIEF", 3)
+    with host.serving():
+        for server in range(1, 6):
+            guest = await host.raw_client(server=server)
+            assert len(host.violations) == (server > 3)
+            await host.session()
+            guest.kill()
+        await eventually(lambda: host.hypervisor.opened == 6)
+    (violation,) = host.violations
+    assert "comes and goes" in str(violation)
 
 
 async def test_notifications_that_come_along_with_data_delay_nothing(
@@ -390,6 +415,9 @@ async def test_a_flood_of_notifications_costs_a_bounded_number_of_looks(
         assert guest.page.server.taken <= 50 + 0.4 * 20
         assert looks_again.call_count <= 20
         assert not server.lost.done()
+        assert [str(each) for each in host.violations] == [
+            "more than 20 notifications a second say nothing"
+        ] * (rate == "IDLE_RATE")
         guest.write(b"still there")
         assert await server.until(11) == b"still there"
         guest.kill()
