@@ -50,7 +50,7 @@ def card_in_reader(reader: Path, card: CardConnection, atr: bytes) -> Iterator[N
 
 def _answer(link: socket.socket, card: CardConnection) -> None:
     with link.makefile("rb") as messages:
-        while header := messages.read(_HEADER.size):
+        while len(header := messages.read(_HEADER.size)) == _HEADER.size:
             kind, _, length = _HEADER.unpack(header)
             body = messages.read(length)
             if kind == _Type.APDU:
