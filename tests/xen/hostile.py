@@ -38,6 +38,17 @@ while True:
 """
 """Fills one ring, and leaves in the other what comes."""
 
+SENDS_ON = f"""{OPEN}
+waiting = b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+frame = (16000).to_bytes(3, "big") + bytes([0xBB, 0, 0, 0, 0, 0]) + bytes(16000)
+while True:
+    count = vchan.write(waiting)
+    waiting = waiting[count:] or frame
+    vchan.read(65536)
+    count or time.sleep(0.001)
+"""
+"""Frames of HTTP/2 without end, of a type that means nothing and is passed over (RFC 9113 section 4.1)."""
+
 COMES_AND_GOES = f"""{OPEN}
 vchan.close()
 count, end = 0, time.monotonic() + 5

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from xenlab import Lab
 
-from tests.xen.hostile import COMES_AND_GOES, COMPUTES, FLOODS, NEVER_READS
+from tests.xen.hostile import COMES_AND_GOES, COMPUTES, FLOODS, NEVER_READS, SENDS_ON
 from tests.xen.links import DOM0
 from tests.xen.nginx import PORT
 from tests.xen.residents import Application, Residents
@@ -28,6 +28,7 @@ NEIGHBOURS = {
     "sleeps": "print('open', flush=True); import time; time.sleep(600)",
     "computes": COMPUTES,
     "floods with notifications": FLOODS,
+    "sends data without end": SENDS_ON,
     "fills its ring and never reads": NEVER_READS,
     "comes and goes in a tight loop": COMES_AND_GOES,
 }

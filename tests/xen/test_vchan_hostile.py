@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from xenlab import DomU, Lab
 
-from tests.xen.hostile import COMES_AND_GOES, FLOODS, NEVER_READS, OPEN
+from tests.xen.hostile import COMES_AND_GOES, FLOODS, NEVER_READS, OPEN, SENDS_ON
 from tests.xen.links import Broker, wait_for_channel
 from tests.xen.residents import Application, Residents
 
@@ -49,11 +49,12 @@ def test_a_flood_of_notifications_keeps_nobody_out(broker: Broker, evil: DomU, g
         broker.wait_for_record("link-violation", evil.domid, more_than=before)
 
 
-def test_a_guest_that_writes_and_never_reads_fills_its_own_ring(
-    broker: Broker, evil: DomU, good: Application
+@pytest.mark.parametrize("program", [NEVER_READS, SENDS_ON], ids=["junk, and never reads", "frames"])
+def test_a_guest_that_sends_without_end_keeps_nobody_out(
+    broker: Broker, evil: DomU, good: Application, program: str
 ) -> None:
     before = broker.memory
-    with evil.start_python(NEVER_READS, str(evil.domid), "patient") as guest:
+    with evil.start_python(program, str(evil.domid), "patient") as guest:
         guest.wait_for("open")
         for _ in range(5):
             serves(good)

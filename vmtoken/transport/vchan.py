@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ LOW_WATER: Final = 16384
 LINGER: Final = 5.0
 """Seconds that a peer gets to read what was written before a close."""
 
+SHARE: Final = 0.25
+SHARE_BURST: Final = 0.25
+"""How much of a processor reading from one VM may take, and seconds of it at once. What the VM writes beyond
+that waits in the ring. One at its `limits.vm_rate` of 1000 steps a second needs a tenth."""
+
 RATE: Final = 5000.0
 BURST: Final = 500.0
 """Notifications a second, and at once. A VM at its `limits.vm_rate` of 1000 steps a second needs three for
@@ -46,9 +52,9 @@ each; one that sends more is looked at less often, and what it writes meanwhile 
 
 IDLE_RATE: Final = 10.0
 IDLE_BURST: Final = 100.0
-"""The same for notifications that nothing has come with. One that something has come with allows one more: an
-end that behaves sends another now and then while its data are being read. Each look takes time from the other
-VMs, emulated some 2 ms: with 200 a second a call of another one took 1.7 times as long, with 20 1.1 times."""
+"""The same for notifications that nothing comes with. What passes through a ring allows two: an end that
+behaves sends one for it, and another now and then while its data are being read. Each look takes time from
+the others, emulated some 2 ms: with 200 a second their calls took 1.7 times as long, with 20 1.1 times."""
 
 REST: Final = 0.005
 """Seconds at least until a VM that sent too many notifications is looked at again."""
@@ -129,6 +135,8 @@ class VchanTransport(asyncio.Transport):
         self._violated = violated
         self._notifications = _Notifications(vchan, self._notified, violated)
         self._buffer = bytearray()
+        self._share = _Allowance(SHARE, SHARE_BURST, self._loop.time())
+        self._next_turn: asyncio.Handle | None = None
         self._reading = True
         self._writer_paused = False
         self._closing = False
@@ -225,16 +233,16 @@ class VchanTransport(asyncio.Transport):
             self._notifications.start()
             self._pull()
 
-    def _notified(self) -> bool:
-        waiting = len(self._buffer)
+    def _notified(self) -> None:
         self._push()
-        return self._pull() or len(self._buffer) < waiting
+        self._pull()
 
     def _push(self) -> None:
         """Write until nothing is left, or nothing fits and the peer has been asked to tell of room."""
         try:
             while self._buffer and (count := self._vchan.write(self._buffer[:_CHUNK])):
                 del self._buffer[:count]
+                self._notifications.allow()
         except VchanClosed:
             self._buffer.clear()  # what it sent may still be there to be read
         if self._closing and not self._buffer:
@@ -243,23 +251,33 @@ class VchanTransport(asyncio.Transport):
             self._writer_paused = False
             self._protocol.resume_writing()
 
-    def _pull(self) -> bool:
+    def _pull(self) -> None:
         """Read once, and again after others had their turn, until nothing comes: that arms the event."""
-        data = b""
-        if self._lost:
-            return False
+        if self._lost or self._next_turn is not None:
+            return
+        began, data = time.thread_time(), b""
         if self.is_reading():
             try:
                 data = self._vchan.read(_CHUNK)
             except VchanClosed:
                 self._end(None)
-                return False
+                return
         if data:
-            self._loop.call_soon(self._pull)
+            self._notifications.allow()
             self._protocol.data_received(data)
+            self._next_turn = self._loop.call_later(self._spent_since(began), self._take_turn)
         else:
             self._look()
-        return bool(data)
+
+    def _take_turn(self) -> None:
+        self._next_turn = None
+        self._pull()
+
+    def _spent_since(self, began: float) -> float:
+        """Take it from the peer's share; seconds until some of that is left."""
+        self._share.grow(self._loop.time())
+        self._share.left -= time.thread_time() - began
+        return self._share.wait_for(0.0)
 
     def _look(self) -> None:
         """Nothing comes, or nobody reads: is the peer still there, and does it behave?"""
@@ -276,8 +294,9 @@ class VchanTransport(asyncio.Transport):
         self._lost = self._closing = True
         self._buffer.clear()
         self._notifications.stop()
-        if self._lingering is not None:
-            self._lingering.cancel()
+        for timer in (self._lingering, self._next_turn):
+            if timer is not None:
+                timer.cancel()
         self._loop.call_soon(self._protocol.connection_lost, reason)
         self._loop.run_in_executor(_executor, self._vchan.close).add_done_callback(self._given_back)
 
@@ -393,10 +412,9 @@ async def _session(
 async def _client_came(vchan: Vchan, violated: Violated) -> None:
     came: asyncio.Future[VchanState] = asyncio.get_running_loop().create_future()
 
-    def look() -> bool:
+    def look() -> None:
         if vchan.state is not VchanState.WAITING and not came.done():
             came.set_result(vchan.state)
-        return came.done()
 
     notifications = _Notifications(vchan, look, violated)
     notifications.start()
@@ -460,19 +478,15 @@ class _Allowance:
         self.left = min(self.left + (now - self._since) * self._rate, self._burst)
         self._since = now
 
-    @property
-    def wait(self) -> float:
-        """Seconds until there is one."""
-        return max(1 - self.left, 0.0) / self._rate
+    def wait_for(self, amount: float) -> float:
+        """Seconds until so much is left."""
+        return max(amount - self.left, 0.0) / self._rate
 
 
 class _Notifications:
-    """Calls `notified`, which says whether something had come, for the notifications of a channel.
+    """Calls `notified` for the notifications of a channel, at `RATE` and `IDLE_RATE` at most."""
 
-    At `RATE` a second at most, and at `IDLE_RATE` for those that nothing comes with.
-    """
-
-    def __init__(self, vchan: Vchan, notified: Callable[[], bool], violated: Violated) -> None:
+    def __init__(self, vchan: Vchan, notified: Callable[[], None], violated: Violated) -> None:
         self._loop = asyncio.get_running_loop()
         self._vchan = vchan
         self._notified = notified
@@ -494,21 +508,26 @@ class _Notifications:
         if self._resting is not None:
             self._resting.cancel()
 
+    def allow(self) -> None:
+        """Something has passed."""
+        self._idle.left += 2
+
     def _readable(self) -> None:
         now = self._loop.time()
         self._all.grow(now)
         self._idle.grow(now)
-        if wait := max(self._all.wait, self._idle.wait):
+        if wait := max(self._all.wait_for(1), self._idle.wait_for(1)):
             self._rest(max(wait, REST))
             return
         self._all.left -= 1
+        self._idle.left -= 1
         self._vchan.acknowledge()
-        self._idle.left += 1 if self._notified() else -1
+        self._notified()
 
     def _rest(self, seconds: float) -> None:
         self._loop.remove_reader(self._vchan.event)
         self._resting = self._loop.call_later(seconds, self.start)
-        if self._idle.wait and not self._told:
+        if self._idle.wait_for(1) and not self._told:
             self._told = True
             because = f"more than {IDLE_RATE:.0f} notifications a second say nothing"
             self._violated(VchanViolation(because))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -391,10 +392,12 @@ async def test_notifications_that_come_along_with_data_delay_nothing(
         for count in range(1, 51):
             guest.write(b"x")
             assert await server.until(count) == b"x" * count
+            before = guest.page.server.taken  # type: ignore[union-attr]
             guest.notify()
-            await eventually(lambda taken=2 * count: guest.page.server.taken >= taken)  # type: ignore[misc]
+            await eventually(lambda taken=before: guest.page.server.taken > taken)  # type: ignore[misc]
         guest.kill()
         await asyncio.wait_for(server.lost, 5)
+    assert not host.violations
 
 
 @pytest.mark.parametrize(("rate", "burst"), [("RATE", "BURST"), ("IDLE_RATE", "IDLE_BURST")])
@@ -420,6 +423,33 @@ async def test_a_flood_of_notifications_costs_a_bounded_number_of_looks(
         ] * (rate == "IDLE_RATE")
         guest.write(b"still there")
         assert await server.until(11) == b"still there"
+        guest.kill()
+        await asyncio.wait_for(server.lost, 5)
+
+
+async def test_a_domain_that_sends_all_the_time_gets_its_share_and_loses_nothing(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vchan, "SHARE", 0.02)
+    monkeypatch.setattr(vchan, "SHARE_BURST", 0.001)
+    keep = End.data_received
+
+    def work(end: End, data: bytes) -> None:
+        end_of_work = time.thread_time() + 0.005
+        while time.thread_time() < end_of_work:
+            pass
+        keep(end, data)
+
+    monkeypatch.setattr(End, "data_received", work)
+    with host.serving():
+        guest = await host.raw_client()
+        server = await host.session()
+        began = time.monotonic()
+        for count in range(1, 4):
+            guest.write(b"x" * 100)
+            guest.notify()
+            assert await server.until(100 * count) == b"x" * 100 * count
+        assert time.monotonic() - began > 0.4, "0.2 s after the first and 0.25 s after the second"
         guest.kill()
         await asyncio.wait_for(server.lost, 5)
 
