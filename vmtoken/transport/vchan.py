@@ -40,10 +40,11 @@ LOW_WATER: Final = 16384
 LINGER: Final = 5.0
 """Seconds that a peer gets to read what was written before a close."""
 
-SHARE: Final = 0.25
+SHARE: Final = 0.05
 SHARE_BURST: Final = 0.25
 """How much of a processor reading from one VM may take, and seconds of it at once. What the VM writes beyond
-that waits in the ring. One at its `limits.vm_rate` of 1000 steps a second needs a tenth."""
+that waits in the ring. A request takes some 10 microseconds: a VM at its `limits.vm_rate` of 1000 steps a
+second needs a fifth of this."""
 
 RATE: Final = 5000.0
 BURST: Final = 500.0
