@@ -49,6 +49,17 @@ while True:
 """
 """Frames of HTTP/2 without end, of a type that means nothing and is passed over (RFC 9113 section 4.1)."""
 
+STOPS_READING = f"""{OPEN}
+settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+waiting = b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + 4000 * settings
+while waiting:
+    count = vchan.write(waiting)
+    waiting = waiting[count:]
+    count or time.sleep(0.001)
+time.sleep(600)
+"""
+"""Has more to be acknowledged than its ring takes, and reads none of it."""
+
 COMES_AND_GOES = f"""{OPEN}
 vchan.close()
 count, end = 0, time.monotonic() + 5

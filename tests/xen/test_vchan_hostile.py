@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from xenlab import DomU, Lab
 
-from tests.xen.hostile import COMES_AND_GOES, FLOODS, NEVER_READS, OPEN, SENDS_ON
+from tests.xen.hostile import COMES_AND_GOES, FLOODS, NEVER_READS, OPEN, SENDS_ON, STOPS_READING
 from tests.xen.links import Broker, wait_for_channel
 from tests.xen.residents import Application, Residents
 
@@ -59,6 +59,16 @@ def test_a_guest_that_sends_without_end_keeps_nobody_out(
         for _ in range(5):
             serves(good)
     assert broker.memory < before + 8192, "the broker grew by more than 8 MiB"
+
+
+@pytest.mark.long
+def test_a_guest_that_stops_reading_is_let_go(broker: Broker, evil: DomU, good: Application) -> None:
+    """Its heartbeat is missed, and what was sent to it is not taken."""
+    before = broker.records("link-violation", evil.domid)
+    with evil.start_python(STOPS_READING, str(evil.domid), "patient") as guest:
+        guest.wait_for("open")
+        broker.wait_for_record("link-violation", evil.domid, more_than=before, seconds=120)
+        serves(good)
 
 
 def test_a_guest_that_opens_hundreds_of_channels_gets_one(
