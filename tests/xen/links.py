@@ -107,13 +107,15 @@ class Broker:
         while self.vm(domain)["agent"] is not connected:
             time.sleep(0.5)
 
-    def records(self, event: str, domid: int) -> int:
-        """How many of an event the audit log has of a domain."""
-        return int(self.machine.sh(f"{_count(event, domid)} || true"))
+    def records(self, event: str, domid: int, because: str = "") -> int:
+        """How many of an event the audit log has of a domain, or those with these words for the reason."""
+        return int(self.machine.sh(f"{_count(event, domid, because)} || true"))
 
-    def wait_for_record(self, event: str, domid: int, more_than: int = 0, seconds: float = 60) -> None:
+    def wait_for_record(
+        self, event: str, domid: int, because: str = "", *, more_than: int = 0, seconds: float = 60
+    ) -> None:
         """Until the audit log has one more."""
-        self.machine.wait_until(f"test $({_count(event, domid)}) -gt {more_than}", seconds)
+        self.machine.wait_until(f"test $({_count(event, domid, because)}) -gt {more_than}", seconds)
 
     @property
     def descriptors(self) -> int:
@@ -154,8 +156,8 @@ def nodes(machine: Machine, owner: int = 0) -> Sequence[str]:
     return sorted(listed.split())
 
 
-def _count(event: str, domid: int) -> str:
-    return f'grep -c \'"event":"{event}".*"domid":{domid}[,}}]\' {_AUDIT}'
+def _count(event: str, domid: int, because: str) -> str:
+    return f'grep -c \'"event":"{event}".*"domid":{domid}[,}}].*{because}\' {_AUDIT}'
 
 
 _PROBE = """
