@@ -40,11 +40,11 @@ LOW_WATER: Final = 16384
 LINGER: Final = 5.0
 """Seconds that a peer gets to read what was written before a close."""
 
-SHARE: Final = 0.05
+SHARE: Final = 0.1
 SHARE_BURST: Final = 0.25
 """How much of a processor reading from one VM may take, and seconds of it at once. What the VM writes beyond
-that waits in the ring. A request takes some 10 microseconds: a VM at its `limits.vm_rate` of 1000 steps a
-second needs a fifth of this."""
+that waits in the ring. A read takes some 10 microseconds, so a VM at its `limits.vm_rate` of 1000 steps a
+second needs a tenth of this; emulated it takes 3 ms, and a VM with 5 handshakes a second needs half."""
 
 RATE: Final = 5000.0
 BURST: Final = 500.0
@@ -89,7 +89,7 @@ class RingSizes:
 
 
 class VchanViolation(ConnectionError):
-    """The peer does what no implementation does."""
+    """The peer does what none does that means well."""
 
 
 class PageSpoiled(VchanViolation):
@@ -126,8 +126,14 @@ class VchanTransport(asyncio.Transport):
     done after `connection_made`, `closed` when the channel is given back. There is no half-close."""
 
     def __init__(
-        self, vchan: Vchan, protocol: asyncio.BaseProtocol, domid: int, violated: Violated = lambda _: None
+        self,
+        vchan: Vchan,
+        protocol: asyncio.BaseProtocol,
+        domid: int,
+        violated: Violated = lambda _: None,
+        share: float = 1.0,
     ) -> None:
+        """`share` is how much of a processor reading may take."""
         super().__init__({"domid": domid})
         assert isinstance(protocol, asyncio.Protocol)
         self._loop = asyncio.get_running_loop()
@@ -136,7 +142,7 @@ class VchanTransport(asyncio.Transport):
         self._violated = violated
         self._notifications = _Notifications(vchan, self._notified, violated)
         self._buffer = bytearray()
-        self._share = _Allowance(SHARE, SHARE_BURST, self._loop.time())
+        self._share = _Allowance(share, SHARE_BURST, self._loop.time())
         self._next_turn: asyncio.Handle | None = None
         self._reading = True
         self._writer_paused = False
@@ -399,7 +405,7 @@ async def _session(
     except BaseException:
         await _finished(asyncio.get_running_loop().run_in_executor(_executor, vchan.close))
         raise
-    transport = VchanTransport(vchan, protocol(), domid, violated)
+    transport = VchanTransport(vchan, protocol(), domid, violated, SHARE)
     try:
         await asyncio.shield(transport.closed)
     except asyncio.CancelledError:
