@@ -11,7 +11,6 @@ Everything here raises the errors of `vmtoken.errors`, with the reasons of docs/
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,7 @@ from grpc_status import rpc_status
 from vmtoken.errors import BrokerUnavailable, SessionBroken, VmTokenError
 from vmtoken.rpc.channel import unix_channel
 from vmtoken.rpc.status import from_rpc_error
+from vmtoken.rpc.stream import Stream
 from vmtoken.v1 import tls_service_pb2 as pb
 from vmtoken.v1.tls_service_pb2_grpc import TlsServiceStub
 from vmtoken.v1.token_pb2 import TokenDescriptor
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vmtoken.v1.tls_service_pb2_grpc import TlsServiceAsyncStub
 
 Result = TypeVar("Result")
-_Call = grpc.aio.StreamStreamCall[pb.TunnelRequest, pb.TunnelResponse]
+_Stream = Stream[pb.TunnelRequest, pb.TunnelResponse]
 
 
 class AgentClient:
@@ -86,15 +86,15 @@ class AgentClient:
             raise
 
     async def _tunnel(self, first: pb.TunnelRequest) -> Tunnel:
-        call = self._stub.Tunnel()
+        stream = Stream(self._stub.Tunnel())
         try:
-            await self._answer(call.write(first))
-            answer = await self._answer(call.read())
+            await stream.write(first)
+            answer = await self._answer(stream.read())
         except BaseException:
-            call.cancel()
+            stream.cancel()
             raise
-        assert isinstance(answer, pb.TunnelResponse), "the agent answers before it ends the call"
-        return Tunnel(self, call, answer.session)
+        assert answer is not None, "the agent answers before it ends the call"
+        return Tunnel(self, stream, answer.session)
 
     async def close(self) -> None:
         """Close the connection; sessions of `connect` go on until they are closed or idle."""
@@ -162,17 +162,17 @@ class Session:
 class Tunnel:
     """An open session as a stream; it ends with the call."""
 
-    def __init__(self, client: AgentClient, call: _Call, info: pb.SessionInfo) -> None:
+    def __init__(self, client: AgentClient, stream: _Stream, info: pb.SessionInfo) -> None:
         self._client = client
-        self._call = call
+        self._stream = stream
         self._ended = False
         self.info = info
 
     async def read(self) -> bytes:
         """The next data from the server; none when it said close_notify."""
         while not self._ended:
-            response = await self._client._answer(self._call.read())
-            if not isinstance(response, pb.TunnelResponse) or response.WhichOneof("step") == "end":
+            response = await self._client._answer(self._stream.read())
+            if response is None or response.WhichOneof("step") == "end":
                 self._ended = True
             elif response.data:
                 return response.data
@@ -184,16 +184,13 @@ class Tunnel:
         Raises `SessionBroken` when the call is over; `read` says why.
         """
         for start in range(0, len(data), MAX_DATA):
-            request = pb.TunnelRequest(data=data[start : start + MAX_DATA])
-            try:
-                await self._call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-                raise SessionBroken("The session is over.") from error
+            if not await self._stream.write(pb.TunnelRequest(data=data[start : start + MAX_DATA])):
+                raise SessionBroken("The session is over.")
 
     async def end_write(self) -> None:
         """Half-close: send close_notify and go on reading."""
-        await self._call.done_writing()
+        await self._stream.done_writing()
 
     def cancel(self) -> None:
         """End the session now."""
-        self._call.cancel()
+        self._stream.cancel()
