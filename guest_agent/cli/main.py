@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return asyncio.run(_run(command(options)))
     except VmTokenError as error:
         return complain(error)
-    except KeyboardInterrupt:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except BrokenPipeError:
         _forget_output()
@@ -52,7 +52,17 @@ def complain(error: VmTokenError) -> int:
 
 
 async def _run(command: Awaitable[int]) -> int:
-    return await command
+    """Ctrl-C cancels it between two steps of the loop.
+
+    `asyncio.run` alone cancels wherever the interpreter is, also where a future is about to get its result.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return await command
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _forget_output() -> None:
