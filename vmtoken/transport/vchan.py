@@ -43,8 +43,9 @@ LINGER: Final = 5.0
 SHARE: Final = 0.1
 SHARE_BURST: Final = 0.25
 """How much of a processor reading from one VM may take, and seconds of it at once. What the VM writes beyond
-that waits in the ring. A read takes some 10 microseconds, so a VM at its `limits.vm_rate` of 1000 steps a
-second needs a tenth of this; emulated it takes 3 ms, and a VM with 5 handshakes a second needs half."""
+that waits in the ring. A read takes some 10 microseconds, and a handshake three reads, so a VM at its
+`limits.vm_rate` of 1000 steps a second needs an eighth of this; emulated, where a read takes a millisecond,
+a VM needs as much for 5 handshakes a second."""
 
 RATE: Final = 5000.0
 BURST: Final = 500.0
@@ -143,6 +144,7 @@ class VchanTransport(asyncio.Transport):
         self._notifications = _Notifications(vchan, self._notified, violated)
         self._buffer = bytearray()
         self._share = _Allowance(share, SHARE_BURST, self._loop.time())
+        self._share_told = False
         self._next_turn: asyncio.Handle | None = None
         self._reading = True
         self._writer_paused = False
@@ -284,7 +286,12 @@ class VchanTransport(asyncio.Transport):
         """Take it from the peer's share; seconds until some of that is left."""
         self._share.grow(self._loop.time())
         self._share.left -= time.thread_time() - began
-        return self._share.wait_for(0.0)
+        wait = self._share.wait_for(0.0)
+        if wait and not self._share_told:
+            self._share_told = True
+            because = f"what it sends takes more than {self._share.rate:.0%} of a processor to read"
+            self._violated(VchanViolation(because))
+        return wait
 
     def _look(self) -> None:
         """Nothing comes, or nobody reads: is the peer still there, and does it behave?"""
@@ -475,19 +482,19 @@ class _Allowance:
     """So many at once, and so many a second."""
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
+        self.rate = rate
         self._burst = burst
         self._since = now
         self.left = burst
 
     def grow(self, now: float) -> None:
         """For the time since the last time."""
-        self.left = min(self.left + (now - self._since) * self._rate, self._burst)
+        self.left = min(self.left + (now - self._since) * self.rate, self._burst)
         self._since = now
 
     def wait_for(self, amount: float) -> float:
         """Seconds until so much is left."""
-        return max(amount - self.left, 0.0) / self._rate
+        return max(amount - self.left, 0.0) / self.rate
 
 
 class _Notifications:

@@ -450,6 +450,8 @@ async def test_a_domain_that_sends_all_the_time_gets_its_share_and_loses_nothing
             guest.notify()
             assert await server.until(100 * count) == b"x" * 100 * count
         assert time.monotonic() - began > 0.4, "0.2 s after the first and 0.25 s after the second"
+        (violation,) = host.violations
+        assert "more than 2% of a processor" in str(violation)
         guest.kill()
         await asyncio.wait_for(server.lost, 5)
 
