@@ -19,13 +19,13 @@ _ASSURANCES = {
     token_pb2.ASSURANCE_CARD_HANDSHAKE: "card-handshake",
 }
 _KEY_PLACES = {
-    token_pb2.ASSURANCE_SOFTWARE: "in the software element of dom0 (no hardware protects it)",
+    token_pb2.ASSURANCE_SOFTWARE: "in the software element of the broker (no hardware protects it)",
     token_pb2.ASSURANCE_CARD_SIGNATURE: "in the card",
     token_pb2.ASSURANCE_CARD_HANDSHAKE: "in the card",
 }
 _SECRET_PLACES = {
-    token_pb2.ASSURANCE_SOFTWARE: "stayed in the software element of dom0",
-    token_pb2.ASSURANCE_CARD_SIGNATURE: "stayed in the broker, in dom0",
+    token_pb2.ASSURANCE_SOFTWARE: "stayed in the software element of the broker",
+    token_pb2.ASSURANCE_CARD_SIGNATURE: "stayed in the broker",
     token_pb2.ASSURANCE_CARD_HANDSHAKE: "stayed in the card",
 }
 

@@ -117,8 +117,8 @@ async def test_summary_says_where_each_secret_lives(agent: AgentUnderTest) -> No
         r"New, TLSv1\.3, Cipher is TLS_AES_\w+",
         r"    Protocol +: TLSv1\.3",
         r"    Token +: web01, assurance software",
-        r"    Private-Key: stayed in the software element of dom0 \(no hardware protects it\)",
-        r"    Master-Key +: stayed in the software element of dom0",
+        r"    Private-Key: stayed in the software element of the broker \(no hardware protects it\)",
+        r"    Master-Key +: stayed in the software element of the broker",
         r"    Record keys: in the agent of this machine, for this session only",
         r"    key block +[\d. ]+",
     ):

@@ -40,11 +40,11 @@ LOW_WATER: Final = 16384
 LINGER: Final = 5.0
 """Seconds that a peer gets to read what was written before a close."""
 
-SHARE: Final = 0.1
+SHARE: Final = 0.05
 SHARE_BURST: Final = 0.25
 """How much of a processor reading from one VM may take, and seconds of it at once. What the VM writes beyond
 that waits in the ring. A read takes some 10 microseconds, and a handshake three reads, so a VM at its
-`limits.vm_rate` of 1000 steps a second needs an eighth of this; emulated, where a read takes a millisecond,
+`limits.vm_rate` of 1000 steps a second needs a quarter of this; emulated, where a read takes a millisecond,
 a VM needs as much for 5 handshakes a second."""
 
 RATE: Final = 5000.0

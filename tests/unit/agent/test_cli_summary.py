@@ -10,8 +10,11 @@ from vmtoken.v1 import tls_service_pb2 as pb
 from vmtoken.v1 import token_pb2
 
 PLACES = {
-    token_pb2.ASSURANCE_SOFTWARE: ("stayed in the software element of dom0 (no hardware", "software element"),
-    token_pb2.ASSURANCE_CARD_SIGNATURE: ("stayed in the card", "stayed in the broker, in dom0"),
+    token_pb2.ASSURANCE_SOFTWARE: (
+        "stayed in the software element of the broker (no hardware",
+        "software element",
+    ),
+    token_pb2.ASSURANCE_CARD_SIGNATURE: ("stayed in the card", "stayed in the broker"),
     token_pb2.ASSURANCE_CARD_HANDSHAKE: ("stayed in the card", "stayed in the card"),
 }
 
