@@ -56,6 +56,8 @@ async def _run(command: Awaitable[int]) -> int:
 
     `asyncio.run` alone cancels wherever the interpreter is, also where a future is about to get its result.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background
+        return await command
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     loop.add_signal_handler(signal.SIGINT, task.cancel)

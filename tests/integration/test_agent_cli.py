@@ -189,6 +189,20 @@ async def test_interrupt_is_clean(agent: AgentUnderTest) -> None:
         assert await process.wait() == 128 + signal.SIGINT
 
 
+async def test_interrupt_is_ignored_by_a_job_that_was_started_so(agent: AgentUnderTest) -> None:
+    with tls_server(echo) as port:
+        deaf = ["env", "--ignore-signal=INT", *command(agent, *target(port), "--quiet")[2:]]
+        process = await asyncio.create_subprocess_exec(*deaf, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdin.write(b"x")
+            assert await asyncio.wait_for(process.stdout.readexactly(1), PATIENCE) == b"x"
+            process.send_signal(signal.SIGINT)
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), PATIENCE) == 0
+
+
 @pytest.mark.parametrize(
     "words",
     [
